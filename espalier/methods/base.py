@@ -1,0 +1,127 @@
+"""What a method is: a frozen configuration (``Method``) that starts a ``Run`` on the site of one training.
+
+The Pruner calls the run at three moments of every optimizer step; everything else (hooks, closures, gradient scaling,
+resume, followers) is the Pruner's work. A new method is one file with one Method and one Run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from espalier.masks import LayerSparsity
+
+
+@dataclass
+class Clock:
+    """Optimizer steps taken, of how many."""
+
+    total: int
+    step: int = 0
+
+    @property
+    def progress(self) -> float:
+        """Share of the training done, in [0, 1]."""
+        return min(self.step / self.total, 1.0)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a run may work on."""
+
+    model: nn.Module
+    optimizers: tuple[Optimizer, ...]
+    followers: tuple[nn.Module, ...]
+    clock: Clock
+    process_group: dist.ProcessGroup | None = None
+    example_inputs: Any = None
+    batches: Iterable[Any] | None = None
+    loss_fn: Callable[..., Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """How to read ``p.grad`` at this step: the loss scale still in it, and whether the step will be skipped.
+
+    Both are device tensors and must not be read on the host.
+    """
+
+    scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def unscaled(self, gradient: Tensor) -> Tensor:
+        """The true gradient; zeros if the step is about to be skipped for infinities."""
+        if self.scale is not None:
+            gradient = gradient / self.scale.to(gradient.device)
+        if self.found_inf is not None:
+            skipped = self.found_inf.to(gradient.device) > 0
+            gradient = gradient.new_zeros(()).where(skipped, gradient)
+        return gradient
+
+
+class Run(ABC):
+    """The moving part of a method: state that changes while a model trains.
+
+    Attributes:
+        weights: name -> parameter of everything that the method prunes.
+    """
+
+    weights: dict[str, nn.Parameter]
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    @abstractmethod
+    def before_update(self, gradients: Gradients) -> None:
+        """Gradients are fresh and about to be used: penalties go in here, masked gradients go to zero."""
+
+    @abstractmethod
+    def after_update(self) -> None:
+        """A step was taken and the clock stands after it: masks, cuts and decisions."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Put the exact final state into the model, or raise."""
+
+    @property
+    @abstractmethod
+    def sparsity(self) -> float:
+        """Share of the selected weights that is zero."""
+
+    @property
+    @abstractmethod
+    def target(self) -> float:
+        """Share that the method wants to be zero at this moment."""
+
+    @abstractmethod
+    def layers(self) -> list[LayerSparsity]:
+        """The selected weights, one by one."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``."""
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Configuration of a method: immutable, comparable, usable for many trainings."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that will be pruned in ``model``."""
+
+    @abstractmethod
+    def begin(self, site: Site) -> Run:
+        """Validate against the model, and put the state of step 0 in force."""

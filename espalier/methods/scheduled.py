@@ -1,0 +1,235 @@
+"""Pruning on a schedule: the frame that One-Cycle, one-shot, iterative and gradual pruning share.
+
+A scheduled method joins independent choices: *when* (schedule), *how much where* (scope), *which pattern* and *by which
+score* (criterion). After k optimizer steps the sparsity in force is s(k / total_steps), from construction on.
+
+The mask is recomputed from the current weights whenever the schedule has moved on by more than ``tolerance``; so the
+sparsity in force stays within ``tolerance`` of the schedule at every step, and it is exact at the end (and as soon as
+the schedule comes within half a tolerance of its final value). ``tolerance=0`` follows every step.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espalier.criteria import CRITERIA, Criterion
+from espalier.distributed import broadcast, check_equal, is_leader
+from espalier.errors import EspalierError
+from espalier.masks import SCOPES, LayerSparsity, Masks, Pattern, Weight, pack_bits, select_weights, unpack_bits
+from espalier.masks import allocation as allocate
+from espalier.masks.ranking import keep_best, keep_best_together
+from espalier.masks.targets import Entry
+from espalier.methods.base import Gradients, Method, Run, Site
+from espalier.schedules import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduled(Method):
+    """Base of the scheduled methods; a subclass says which schedule.
+
+    Args:
+        scope: "local" (every layer alike), "global" (one ranking) or "erk".
+        pattern: what is zeroed as one, see ``espalier.patterns``.
+        criterion: a name ("magnitude", "weight-gradient", "movement", "random") or a ``Criterion``.
+        include: name patterns and module types of the weights to prune; None means every convolution.
+        exclude: likewise, taken out again.
+        every: look at the schedule only every so many steps.
+        tolerance: how far the sparsity in force may lag behind the schedule, as a share.
+    """
+
+    scope: str = "local"
+    pattern: Pattern = field(default_factory=Weight)
+    criterion: Criterion | str = "magnitude"
+    include: Sequence[Entry] | None = None
+    exclude: Sequence[Entry] = ()
+    every: int = 1
+    tolerance: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise EspalierError(f"scope must be one of {', '.join(SCOPES)}; got {self.scope!r}.")
+        if isinstance(self.criterion, str) and self.criterion not in CRITERIA:
+            raise EspalierError(f"criterion must be one of {', '.join(CRITERIA)}, or a Criterion; got {self.criterion!r}.")
+        if self.every < 1 or not 0 <= self.tolerance < 1:
+            raise EspalierError("every must be at least 1 and tolerance a share in [0, 1).")
+        if isinstance(self.include, str) or isinstance(self.exclude, str):
+            raise EspalierError("include and exclude take lists: include=['layer1.*'], not include='layer1.*'.")
+        self._check_pattern(self.schedule())
+
+    @abstractmethod
+    def schedule(self) -> Schedule:
+        """The curve that this method follows."""
+
+    def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return select_weights(model, self.include, self.exclude)
+
+    def begin(self, site: Site) -> ScheduledRun:
+        return ScheduledRun(self, site)
+
+    def _check_pattern(self, schedule: Schedule) -> None:
+        fixed = self.pattern.fixed_sparsity
+        if fixed is None:
+            return
+        shown = f"{type(self.pattern).__name__}{self.pattern.__dict__ or ''}"
+        if self.scope != "local":
+            raise EspalierError(f"Pattern {shown} has the same sparsity everywhere: use scope='local', not {self.scope!r}.")
+        levels = schedule.levels
+        if levels is None:
+            raise EspalierError(
+                f"Pattern {shown} is either there or not, so it cannot follow the gradual schedule "
+                f"{type(schedule).__name__}: use OneShot(sparsity={fixed:g}, pattern=...)."
+            )
+        if any(abs(level) > 1e-9 and abs(level - fixed) > 1e-9 for level in levels):
+            raise EspalierError(f"Pattern {shown} means a sparsity of {fixed:g}; the schedule takes {sorted(levels)}.")
+
+
+class ScheduledRun(Run):
+    """Masks that follow a schedule. The loop of the method is ``after_update``."""
+
+    def __init__(self, method: Scheduled, site: Site) -> None:
+        super().__init__(site)
+        self.method = method
+        self.schedule = method.schedule()
+        criterion = method.criterion
+        self.criterion = CRITERIA[criterion]() if isinstance(criterion, str) else criterion
+        self.weights = method.weights(site.model)
+        self.masks = Masks(self.weights, site.optimizers, site.followers)
+        self.memories: dict[str, Tensor] = {}
+        self.in_force = 0.0
+        self._plan()
+        check_equal(self.weights.values(), site.process_group, "The weights")
+        self._follow(exactly=True)
+
+    # -- the three moments of a step -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def before_update(self, gradients: Gradients) -> None:
+        if self.criterion.uses_gradients:
+            self._observe(gradients)
+        self.masks.apply_to_gradients()
+
+    def after_update(self) -> None:
+        self.masks.apply_to_weights(only_where_needed=True)
+        clock = self.site.clock
+        if clock.step % self.method.every == 0 or clock.step >= clock.total:
+            self._follow(exactly=clock.step >= clock.total)
+
+    def finish(self) -> None:
+        final = self.schedule(1.0)
+        if self.in_force != final:
+            self._prune_to(final)
+        self.masks.apply()
+        units = sum(layer.zeros // self._unit_size[layer.name] for layer in self.masks.layers())
+        if units != self._total_drop(final):
+            raise EspalierError(f"{units} units are zero at the end instead of {self._total_drop(final)}: the weights are NaN.")
+
+    # -- following the schedule ------------------------------------------------------------------------------------
+
+    @property
+    def target(self) -> float:
+        return self.schedule(self.site.clock.progress)
+
+    def _follow(self, *, exactly: bool) -> None:
+        """Prune to the schedule's present value if it has moved away from the sparsity in force."""
+        target, final = self.target, self.schedule(1.0)
+        if abs(target - final) < self.method.tolerance / 2:
+            target, exactly = final, True
+        if target != self.in_force and (exactly or abs(target - self.in_force) > self.method.tolerance):
+            self._prune_to(target)
+
+    @torch.no_grad()
+    def _prune_to(self, sparsity: float) -> None:
+        """Rank, select, mask. Rank 0 decides for all."""
+        group = self.site.process_group
+        choices = self._select(sparsity) if is_leader(group) else {}
+        for name in self.weights:
+            keep = choices[name] if group is None else self._agree(name, choices.get(name))
+            self.method.pattern.expand(keep, self.masks.writable(name))
+        self.in_force = sparsity
+        self.masks.apply()
+
+    def _select(self, sparsity: float) -> dict[str, Tensor]:
+        """Bool choice of units to keep, per weight."""
+        scores = {
+            name: self.method.pattern.reduce(self.criterion.score(weight.detach(), self.memories.get(name)))
+            for name, weight in self.weights.items()
+        }
+        units = list(self._units.values())
+        if self.method.scope == "global":
+            together = keep_best_together(list(scores.values()), allocate.global_drop(sparsity, units))
+            return dict(zip(scores, together, strict=True))
+        drops = self._drops(sparsity)
+        return {name: keep_best(score, drop) for (name, score), drop in zip(scores.items(), drops, strict=True)}
+
+    def _drops(self, sparsity: float) -> list[int]:
+        units = list(self._units.values())
+        if self.method.scope == "erk":
+            return allocate.erk_drops(sparsity, self._shares, self._peak, units)
+        return allocate.local_drops(sparsity, units)
+
+    def _total_drop(self, sparsity: float) -> int:
+        if self.method.scope == "global":
+            return allocate.global_drop(sparsity, list(self._units.values()))
+        return sum(self._drops(sparsity))
+
+    def _agree(self, name: str, keep: Tensor | None) -> Tensor:
+        device, units = self.weights[name].device, self._units[name]
+        bits = torch.zeros((units + 7) // 8, dtype=torch.uint8, device=device) if keep is None else pack_bits(keep)
+        broadcast(bits, self.site.process_group)
+        return unpack_bits(bits, (units,), device)
+
+    def _plan(self) -> None:
+        """Everything that is fixed for the run, and the refusals that need the model."""
+        pattern = self.method.pattern
+        shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+        for name, shape in shapes.items():
+            pattern.check(name, shape)
+        self._unit_size = {name: pattern.unit_size(shape) for name, shape in shapes.items()}
+        self._units = {name: pattern.units(shape) for name, shape in shapes.items()}
+        self._peak = max(self.schedule.final, self.schedule.initial)
+        units = list(self._units.values())
+        self._shares = [self._peak] * len(units)
+        if self.method.scope == "erk":
+            self._shares = allocate.erk_shares(self._peak, list(shapes.values()), units)
+        allocate.check_reachable(self.method.scope, self._peak, list(shapes), units, self._shares)
+
+    # -- gradient criteria -----------------------------------------------------------------------------------------
+
+    def _observe(self, gradients: Gradients) -> None:
+        memories, contributions = [], []
+        for name, weight in self.weights.items():
+            if weight.grad is None or weight.grad.layout is not torch.strided:
+                continue
+            if name not in self.memories:
+                self.memories[name] = torch.zeros_like(weight, dtype=torch.float32)
+            memories.append(self.memories[name])
+            contributions.append((weight.detach() * gradients.unscaled(weight.grad)).float())
+        if memories:
+            self.criterion.observe(memories, contributions)
+
+    # -- reading and resuming --------------------------------------------------------------------------------------
+
+    @property
+    def sparsity(self) -> float:
+        layers = self.layers()
+        return sum(layer.zeros for layer in layers) / sum(layer.total for layer in layers)
+
+    def layers(self) -> list[LayerSparsity]:
+        return self.masks.layers()
+
+    def state_dict(self) -> dict[str, Any]:
+        memories = {name: memory.clone() for name, memory in self.memories.items()}
+        return {"in_force": self.in_force, "masks": self.masks.state_dict(), "memories": memories}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.in_force = state["in_force"]
+        self.masks.load_state_dict(state["masks"])
+        self.memories = {}
+        for name, memory in state["memories"].items():
+            self.memories[name] = torch.zeros_like(self.weights[name], dtype=torch.float32).copy_(memory)

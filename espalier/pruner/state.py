@@ -1,0 +1,79 @@
+"""The Pruner's state as a passenger of ``optimizer.state_dict()``, so that every checkpoint that has the optimizer has it.
+
+The optimizer's post hook adds it under ``KEY``; the load pre-hook takes it out again. An optimizer state without it is
+refused: going on from it would silently start the schedule over. (The load *post* hook would come too late: parameters
+have to have their shapes before the optimizer's tensors arrive.)
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+
+from espalier.errors import EspalierError
+
+if TYPE_CHECKING:
+    from espalier.pruner.pruner import Pruner
+
+KEY = "espalier"
+VERSION = 1
+
+_ridden: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
+
+
+def refuse_second_pruner(optimizers: Sequence[Optimizer]) -> None:
+    """Two Pruners on one optimizer would count every step twice and fight over masks."""
+    if any(_ridden.get(optimizer) for optimizer in optimizers):
+        raise EspalierError(
+            "This optimizer already has a Pruner: call its finish() or detach() first, or build a new optimizer."
+        )
+
+
+class Passenger:
+    """Puts the state of a Pruner into the state dict of its first optimizer, and takes it out on loading."""
+
+    def __init__(self, pruner: Pruner, optimizers: Sequence[Optimizer]) -> None:
+        self._optimizers = tuple(optimizers)
+        for optimizer in self._optimizers:
+            _ridden[optimizer] = True
+
+        def add(_: Optimizer, state: dict[str, Any]) -> None:
+            state[KEY] = pruner.state_dict()
+
+        def take(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            if KEY not in state:
+                raise EspalierError(
+                    "This optimizer state was saved without a Pruner, so the sparsity schedule would start over: load a "
+                    "checkpoint of a pruned training, or load it before building the Pruner to prune from here on."
+                )
+            pruner.load_state_dict(state[KEY])
+            return {key: value for key, value in state.items() if key != KEY}
+
+        first = self._optimizers[0]
+        self._handles = [
+            first.register_state_dict_post_hook(add),
+            first.register_load_state_dict_pre_hook(take),
+        ]
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for optimizer in self._optimizers:
+            _ridden.pop(optimizer, None)
+
+
+def check_same_training(saved: Mapping[str, Any], method: str, total_steps: int) -> None:
+    """Refuse the state of another version, method or budget, naming both."""
+    if not isinstance(saved, Mapping) or saved.get("version") != VERSION:
+        raise EspalierError("This is no state of a Pruner, or one of another version of espalier.")
+    if saved["method"] != method:
+        raise EspalierError(f"The state belongs to {saved['method']}, but this Pruner has {method}: build it with the same.")
+    if saved["total_steps"] != total_steps:
+        raise EspalierError(
+            f"The state belongs to a training of {saved['total_steps']} steps, but this Pruner has total_steps={total_steps}: "
+            f"build it with the same."
+        )
