@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from espalier.errors import EspalierError
 from espalier.methods import METHODS, Method
@@ -27,10 +28,10 @@ def check_model(model: Any) -> nn.Module:
     """The unwrapped model, or a refusal."""
     if not isinstance(model, nn.Module):
         raise EspalierError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
-    model = unwrap(model)
-    if any(type(p).__name__ == "DTensor" or "FullyShardedDataParallel" in type(model).__name__ for p in model.parameters()):
+    inner = unwrap(model)
+    if "FullyShardedDataParallel" in type(inner).__name__ or any(type(p).__name__ == "DTensor" for p in inner.parameters()):
         raise EspalierError("Sharded parameters (FSDP, DTensor) are not supported yet: use DistributedDataParallel.")
-    return model
+    return inner
 
 
 def check_optimizers(optimizers: Any) -> tuple[Optimizer, ...]:
@@ -41,7 +42,7 @@ def check_optimizers(optimizers: Any) -> tuple[Optimizer, ...]:
     found = []
     for optimizer in many:
         inner = getattr(optimizer, "optimizer", None) or getattr(optimizer, "_optimizer", None)
-        optimizer = inner if isinstance(inner, Optimizer) else optimizer
+        optimizer = inner if isinstance(inner, Optimizer) and not isinstance(optimizer, LRScheduler) else optimizer
         if not isinstance(optimizer, Optimizer):
             raise EspalierError(f"optimizer must be a torch.optim.Optimizer or a list of them; got {type(optimizer).__name__}.")
         found.append(optimizer)

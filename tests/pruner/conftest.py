@@ -1,0 +1,48 @@
+"""A small conv net, data, and the user's loop, as every test of the Pruner needs them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+
+class SmallNet(nn.Module):
+    """conv-bn-relu-conv-bn-relu-pool-linear on 8 x 8 images."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(2 * width)
+        self.head = nn.Linear(2 * width, 4)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.bn2(self.conv2(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def make_net() -> Callable[..., SmallNet]:
+    def make(seed: int = 0, *, channels_last: bool = False, width: int = 8) -> SmallNet:
+        torch.manual_seed(seed)
+        net = SmallNet(width)
+        return net.to(memory_format=torch.channels_last) if channels_last else net
+
+    return make
+
+
+def batch(step: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """The data of one step: a function of its number, so that a resumed loop sees the same."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    return torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 4, (size,), generator=generator)
+
+
+def train_step(model, optimizer, step: int, *, accumulate: int = 1) -> None:
+    for part in range(accumulate):
+        x, y = batch(step * accumulate + part)
+        nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
