@@ -1,0 +1,1 @@
+"""Image classification: data sets and models by name."""
