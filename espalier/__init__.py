@@ -7,6 +7,8 @@
 
 from espalier import criteria, patterns, schedules
 from espalier.errors import EspalierError
+from espalier.files import load_model as load
+from espalier.files import save_model as save
 from espalier.masks import LayerSparsity
 from espalier.methods import AGP, METHODS, OCP, Dense, Follow, Iterative, Method, OneShot
 from espalier.pruner import Pruner, Report
@@ -27,6 +29,8 @@ __all__ = [
     "Pruner",
     "Report",
     "criteria",
+    "load",
     "patterns",
+    "save",
     "schedules",
 ]

@@ -1,0 +1,157 @@
+"""`espalier compare RECIPE --methods ... --sparsity ... --seeds ...`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from espalier.cli.recipes import find_recipe
+from espalier.errors import EspalierError
+
+if TYPE_CHECKING:
+    from espalier.recipes.compare import Outcome, PlannedRun
+    from espalier.recipes.table import Line
+
+
+def compare(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a ready recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="data.limit=9 ...")] = None,
+    methods: Annotated[str, typer.Option(help="Names separated by commas.")] = "dense,one-shot,iterative,agp,ocp",
+    sparsity: Annotated[str, typer.Option(help="Shares separated by commas.")] = "0.9",
+    seeds: Annotated[str, typer.Option(help="Whole numbers separated by commas.")] = "0,1,2",
+    epochs: Annotated[int | None, typer.Option(help="Budget of every run; default: the recipe's.")] = None,
+    budgets: Annotated[str | None, typer.Option(help="Several budgets in epochs, separated by commas.")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders and the table go.")] = Path("runs"),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with one thread and a core of its own.")] = 1,
+) -> None:
+    """Train every method at every sparsity with every seed, at equal budget; finished runs are not run again."""
+    from espalier.recipes.compare import carry_out, plan
+    from espalier.recipes.recipe import load_recipe
+    from espalier.recipes.table import make_lines, write_table
+
+    loaded = load_recipe(find_recipe(recipe), overrides or [])
+    if epochs is not None and budgets is not None:
+        raise EspalierError("Give --epochs or --budgets, not both.")
+    chosen = numbers(budgets, int, "--budgets") if budgets else [epochs or loaded.train.epochs]
+    planned = plan(
+        loaded,
+        [name.strip() for name in methods.split(",") if name.strip()],
+        numbers(sparsity, float, "--sparsity"),
+        numbers(seeds, int, "--seeds"),
+        chosen,
+        out,
+    )
+    outcomes: list[Outcome] = []
+    name = loaded.name or "runs"
+    with Watch(len(planned), jobs) as watch:
+        for outcome in carry_out(planned, jobs, watch.tell, watch.tick):
+            outcomes.append(outcome)
+            watch.finished(outcome)
+            write_table(make_lines(outcomes), out, name)
+    lines = make_lines(outcomes)
+    print_table(lines, name)
+    markdown, table = write_table(lines, out, name)
+    typer.echo(f"written to {markdown} and {table}")
+    failed = [o for o in outcomes if o.state == "failed"]
+    if failed:
+        typer.echo(f"{len(failed)} of {len(outcomes)} runs failed; the same command tries them again.", err=True)
+        raise typer.Exit(1)
+
+
+def numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
+    """Read `0.9,0.95` as numbers.
+
+    Raises:
+        EspalierError: something in it is not a number.
+    """
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise EspalierError(f"{option} takes numbers separated by commas, not {text!r}.") from None
+
+
+def print_table(lines: list[Line], name: str) -> None:
+    """Show the table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from espalier.recipes.table import HEADER
+
+    table = Table(title=name)
+    for head in HEADER:
+        table.add_column(head, justify="left" if head == "method" else "right")
+    before = None
+    for line in lines:
+        here = (line.epochs, line.sparsity)
+        if before is not None and here != before:
+            table.add_section()
+        before = here
+        table.add_row(*line.cells())
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+class Watch:
+    """Progress of a comparison: live lines on a terminal, one line per event elsewhere."""
+
+    def __init__(self, total: int, jobs: int) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._live = sys.stdout.isatty()
+        self._total, self._count = total, 0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(),
+            disable=not self._live,
+        )
+        self._all = self._bar.add_task("runs", total=total)
+        self._slots = [self._bar.add_task("", total=1, visible=False) for _ in range(jobs)]
+
+    def __enter__(self) -> Watch:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def tell(self, line: str) -> None:
+        """A run starts."""
+        if not self._live:
+            print(line, flush=True)
+
+    def tick(self, running: dict[PlannedRun, str]) -> None:
+        """Show how far the running ones are."""
+        if not self._live:
+            return
+        lines = list(running.items())
+        for place, slot in enumerate(self._slots):
+            if place < len(lines):
+                run, said = lines[place]
+                done = int(said.partition("epoch ")[2].partition("/")[0] or 0)
+                self._bar.update(slot, description=said, completed=done, total=run.recipe.train.epochs, visible=True)
+            else:
+                self._bar.update(slot, visible=False)
+
+    def finished(self, outcome: Outcome) -> None:
+        """A run is over."""
+        self._count += 1
+        self._bar.update(self._all, completed=self._count)
+        what = outcome.error if outcome.result is None else f"test accuracy {outcome.result['test_acc']:.2%}"
+        line = f"[{self._count}/{self._total}] {outcome.state} {outcome.run.label}: {what}"
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,94 @@
+"""How numbers are written: shares as percent, durations in words, one width within a column."""
+
+from __future__ import annotations
+
+NOTHING = "\N{EN DASH}"
+
+
+def percent(share: float | None, decimals: int = 2) -> str:
+    """A share in [0, 1] as percent, without the sign.
+
+    Example:
+        >>> percent(0.97214), percent(0.9, decimals=1), percent(None)
+        ('97.21', '90.0', '–')
+    """
+    return NOTHING if share is None else f"{100 * share:.{decimals}f}"
+
+
+def percent_spread(mean: float | None, std: float | None, decimals: int = 2) -> str:
+    """Mean and standard deviation of shares, in percent; the mean alone where there is no spread.
+
+    Example:
+        >>> percent_spread(0.9721, 0.0034), percent_spread(0.9721, None)
+        ('97.21 ± 0.34', '97.21')
+    """
+    if mean is None or std is None:
+        return percent(mean, decimals)
+    return f"{percent(mean, decimals)} ± {percent(std, decimals)}"
+
+
+def target(share: float | None) -> str:
+    """A sparsity that somebody chose: percent with no more digits than it needs.
+
+    Example:
+        >>> target(0.9), target(0.955), target(None)
+        ('90 %', '95.5 %', '0 %')
+    """
+    return f"{100 * (share or 0.0):.4g} %"
+
+
+def points(difference: float | None) -> str:
+    """A difference of two shares in percentage points, with its sign.
+
+    Example:
+        >>> points(-0.0123), points(0.0)
+        ('−1.23', '±0.00')
+    """
+    if difference is None:
+        return NOTHING
+    text = f"{100 * abs(difference):.2f}"
+    if float(text) == 0:
+        return f"±{text}"
+    return ("+" if difference > 0 else "\N{MINUS SIGN}") + text
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the two largest units that matter.
+
+    Example:
+        >>> duration(4.24), duration(75), duration(3 * 3600 + 60 * 7), duration(None)
+        ('4.2 s', '1 min 15 s', '3 h 07 min', '–')
+    """
+    if seconds is None:
+        return NOTHING
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(number: int) -> str:
+    """A count in thousands or millions once it is long.
+
+    Example:
+        >>> count(864), count(61_232), count(11_173_962)
+        ('864', '61.2 k', '11.2 M')
+    """
+    if number >= 1_000_000:
+        return f"{number / 1_000_000:.1f} M"
+    return f"{number / 1_000:.1f} k" if number >= 10_000 else str(number)
+
+
+def epochs(number: int) -> str:
+    """A budget.
+
+    Example:
+        >>> epochs(1), epochs(20)
+        ('1 epoch', '20 epochs')
+    """
+    return f"{number} epoch" + ("" if number == 1 else "s")

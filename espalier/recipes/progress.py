@@ -1,0 +1,139 @@
+"""What a person sees while training: a bar on a terminal, one plain line per epoch elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from espalier.recipes.spec import Recipe
+
+
+class Progress:
+    """Shows nothing; the base of the two that do."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def start_epoch(self, epoch: int, batch: int) -> None:
+        """Epoch `epoch` (from 0) begins, or continues, at `batch`."""
+
+    def advance(self, batch: int) -> None:
+        """`batch` batches of this epoch are done. Called every step: must not touch the device."""
+
+    def show(self, loss: float, accuracy: float, sparsity: float) -> None:
+        """Means of the epoch so far, and the sparsity in force."""
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """A row of metrics was written."""
+
+    def end(self, result: dict[str, Any]) -> None:
+        """The run is finished."""
+
+
+class Lines(Progress):
+    """One line per epoch, for logs and pipes."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._epochs = recipe.train.epochs
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        done, seconds = row["epoch"], row["seconds"]
+        left = seconds / done * (self._epochs - done)
+        print(
+            f"epoch {done:>3}/{self._epochs}  loss {row['train_loss']:.4f}  train {row['train_acc']:.2%}  "
+            f"val {row['val_acc']:.2%}  sparsity {row['sparsity']:.2%}  {row['images_per_second']:.0f} images/s  "
+            f"{duration(left)} left",
+            flush=True,
+        )
+
+    def end(self, result: dict[str, Any]) -> None:
+        print(ending(result), flush=True)
+
+
+class Bar(Progress):
+    """A bar for the whole run with rate, loss, sparsity and time left."""
+
+    def __init__(self, recipe: Recipe, batches: int, console: Console) -> None:
+        self._epochs, self._batches, self._images = recipe.train.epochs, batches, recipe.train.batch_size
+        self._base = self._first = 0
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[said]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+        )
+        self._task = self._bar.add_task("", total=self._epochs * batches, said="", rate="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def start_epoch(self, epoch: int, batch: int) -> None:
+        self._base = epoch * self._batches
+        self._bar.update(self._task, completed=self._base + batch, description=f"epoch {epoch + 1}/{self._epochs}")
+
+    def advance(self, batch: int) -> None:
+        self._bar.update(self._task, completed=self._base + batch)
+
+    def show(self, loss: float, accuracy: float, sparsity: float) -> None:
+        speed = self._bar.tasks[0].speed
+        rate = f"{speed * self._images:.0f} images/s" if speed else ""
+        said = f"loss {loss:.3f}  train {accuracy:.1%}  sparsity {sparsity:.1%}"
+        self._bar.update(self._task, said=said, rate=rate)
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        self._bar.console.print(
+            f"epoch {row['epoch']:>3}  loss {row['train_loss']:.4f}  train {row['train_acc']:.2%}  "
+            f"val {row['val_acc']:.2%}  sparsity {row['sparsity']:.2%}"
+        )
+
+    def end(self, result: dict[str, Any]) -> None:
+        self._bar.console.print(ending(result))
+
+
+def make_progress(recipe: Recipe, batches: int, *, quiet: bool) -> Progress:
+    """A bar on a terminal, lines elsewhere, silence if `quiet`."""
+    if quiet:
+        return Progress()
+    return Bar(recipe, batches, Console()) if sys.stdout.isatty() else Lines(recipe)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    Example:
+        >>> duration(3725), duration(65), duration(4.2)
+        ('1 h 02 min', '1 min 05 s', '4.2 s')
+    """
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.1f} s"
+
+
+def ending(result: dict[str, Any]) -> str:
+    """The one line that sums up a finished run."""
+    return (
+        f"test accuracy {result['test_acc']:.2%} at sparsity {result['sparsity']:.2%} of the selected weights "
+        f"({result['sparsity_all']:.2%} of all), after {duration(result['seconds'])}"
+    )

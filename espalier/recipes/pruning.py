@@ -1,0 +1,116 @@
+"""From the `pruning` section of a recipe to a method object of the library."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import espalier as es
+from espalier import schedules
+from espalier.errors import EspalierError
+from espalier.masks.patterns import PATTERNS, Pattern
+from espalier.methods.scheduled import Scheduled
+from espalier.recipes.recipe import nearest
+from espalier.recipes.spec import PruningSpec
+
+SCHEDULES: dict[str, type[schedules.Schedule]] = {
+    "one-cycle": schedules.OneCycle,
+    "step": schedules.Step,
+    "staircase": schedules.Staircase,
+    "cubic": schedules.Cubic,
+    "linear": schedules.Linear,
+    "cosine": schedules.Cosine,
+    "exponential": schedules.Exponential,
+    "dense-sparse-dense": schedules.DenseSparseDense,
+    "constant": schedules.Constant,
+}
+
+
+def build_method(spec: PruningSpec) -> Any:
+    """Make the method that the recipe names.
+
+    Raises:
+        EspalierError: unknown method or argument (the nearest known one is named), or a combination it refuses.
+
+    Example:
+        >>> build_method(PruningSpec(method="ocp", sparsity=0.9)).sparsity
+        0.9
+    """
+    if spec.method not in es.METHODS:
+        hint = nearest(spec.method, es.METHODS)
+        raise EspalierError(f"The recipe's pruning.method {spec.method!r} is unknown: {hint}")
+    method = es.METHODS[spec.method]
+    known = method_arguments(spec.method)
+    given = spec.args
+    if "sparsity" in known:
+        if spec.sparsity is None:
+            raise EspalierError(f"The method {spec.method!r} needs pruning.sparsity, such as pruning.sparsity=0.9.")
+        given["sparsity"] = spec.sparsity
+    for key in given:
+        if key not in known:
+            raise EspalierError(f"The method {spec.method!r} has no argument {key!r}: {nearest(key, known)}")
+    if isinstance(given.get("pattern"), str):
+        given["pattern"] = parse_pattern(given["pattern"])
+    if isinstance(given.get("schedule"), (str, dict)):
+        given["schedule"] = parse_schedule(given["schedule"], spec.sparsity)
+    try:
+        return method(**given)
+    except TypeError as error:
+        raise EspalierError(f"The recipe's pruning section does not fit {spec.method!r} ({error}).") from None
+
+
+def method_arguments(name: str) -> list[str]:
+    """Names of the arguments that a method takes."""
+    return list(inspect.signature(es.METHODS[name]).parameters)
+
+
+def for_method(spec: PruningSpec, method: str, sparsity: float | None) -> PruningSpec:
+    """The same pruning section with another method: arguments that only the old one has are left out.
+
+    What both take (scope, pattern, criterion, include, ...) says *where* to prune and is kept, so that methods are
+    compared on the same weights.
+    """
+    if method not in es.METHODS:
+        raise EspalierError(f"The method {method!r} is unknown: {nearest(method, es.METHODS)}")
+    known = method_arguments(method)
+    where = [f.name for f in dataclasses.fields(Scheduled)]
+    kept = {k: v for k, v in spec.args.items() if k in known and (method == spec.method or k in where)}
+    return PruningSpec(method=method, sparsity=sparsity if "sparsity" in known else None, **kept)
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Read `weight`, `kernel`, `filter`, `2:4` (N:M) or `block:4x4`.
+
+    Example:
+        >>> parse_pattern("2:4")
+        NM(n=2, m=4)
+    """
+    try:
+        if ":" in text and text.partition(":")[0].isdigit():
+            n, m = text.split(":")
+            return PATTERNS["n:m"](int(n), int(m))  # type: ignore[call-arg]
+        kind, _, size = text.partition(":")
+        if kind == "block" and size:
+            rows, columns = size.split("x")
+            return PATTERNS["block"](int(rows), int(columns))  # type: ignore[call-arg]
+        return PATTERNS[text]()
+    except (KeyError, ValueError) as error:
+        if isinstance(error, EspalierError):
+            raise
+        known = "weight, kernel, filter, N:M such as 2:4, block:ROWSxCOLUMNS such as block:4x4"
+        raise EspalierError(f"The pattern {text!r} is unknown: known are {known}.") from None
+
+
+def parse_schedule(given: str | dict[str, Any], sparsity: float | None) -> schedules.Schedule:
+    """Read a schedule's name, or a mapping with `name` and its arguments; it ends at `sparsity` unless told."""
+    args: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
+    name = args.pop("name", None)
+    if name not in SCHEDULES:
+        raise EspalierError(f"The schedule {name!r} is unknown: {nearest(str(name), SCHEDULES)}")
+    if sparsity is not None:
+        args.setdefault("final", sparsity)
+    try:
+        return SCHEDULES[name](**args)
+    except TypeError as error:
+        raise EspalierError(f"The schedule {name!r} does not take these arguments ({error}).") from None

@@ -1,0 +1,149 @@
+"""Read a recipe: YAML and `key=value` overrides -> a checked `Recipe`, or one sentence that says what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from espalier.errors import EspalierError
+from espalier.recipes.spec import SHORTHAND, Recipe, expand_shorthand
+
+# Keys that do not change what is learned: two recipes that differ only here are one experiment.
+_NOT_HASHED = {
+    "name": True,
+    "trackers": True,
+    "train": {"threads", "device", "checkpoint_every", "check_every", "keep_best"},
+    "data": {"download", "workers"},
+}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply overrides such as `train.epochs=3`.
+
+    Args:
+        path: the YAML file. Its stem names the recipe unless the file has a `name`.
+        overrides: `dotted.key=value` strings; values are read as YAML.
+
+    Raises:
+        EspalierError: the file cannot be read, a key is unknown, or a value has the wrong type.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EspalierError(f"There is no recipe {str(path)!r}: `espalier list recipes` names some.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise EspalierError(f"The recipe {str(path)!r} cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise EspalierError(f"The recipe {str(path)!r} is not valid YAML ({where}).") from None
+    if not isinstance(raw, dict):
+        raise EspalierError(f"The recipe {str(path)!r} must be a mapping with keys such as 'model' and 'data'.")
+    raw.setdefault("name", path.stem)
+    return parse_recipe(raw, overrides)
+
+
+def parse_recipe(raw: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Check a recipe given as a plain dictionary.
+
+    Example:
+        >>> parse_recipe({"model": "convnet4", "data": "digits"}, ["train.epochs=3"]).train.epochs
+        3
+    """
+    merged = apply_overrides(expand_shorthand(raw), overrides)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise EspalierError(_sentence(error)) from None
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of `raw` with `dotted.key=value` strings applied."""
+    result: dict[str, Any] = json.loads(json.dumps(raw, default=str))
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key.strip():
+            raise EspalierError(f"The override {override!r} must have the form key=value, such as train.epochs=5.")
+        try:
+            value = yaml.safe_load(text) if text else None
+        except yaml.YAMLError:
+            value = text
+        *parents, last = key.strip().split(".")
+        node = result
+        for depth, parent in enumerate(parents):
+            child = node.get(parent)
+            if child is None:
+                child = node[parent] = {}
+            if not isinstance(child, dict):
+                at = ".".join(parents[: depth + 1])
+                raise EspalierError(f"The override {override!r} does not fit: {at!r} is a value, not a section.")
+            node = child
+        if not parents and last in SHORTHAND and isinstance(value, str):
+            # Only the section's own name: the other keys stay, except for a model's arguments, which are its own.
+            others = node.get(last) if last != "model" else None
+            value = {**(others or {}), SHORTHAND[last]: value}
+        node[last] = value
+    return result
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON types with every default written out."""
+    return recipe.model_dump(mode="json")
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Sixteen hexadecimal digits that name the experiment, whatever it is called and wherever it runs."""
+    plain = recipe.model_dump(mode="json", exclude=_NOT_HASHED)  # type: ignore[arg-type]
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML text that `load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(resolved(recipe), sort_keys=False)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Words for an error message: the closest known name, or all of them.
+
+    Example:
+        >>> nearest("epoch", ["epochs", "precision"])
+        "did you mean 'epochs'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}."
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem of a pydantic error in our own words."""
+    problems = error.errors()
+    problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")  # a misspelt key explains a missing one
+    place = [str(part) for part in problem["loc"]]
+    where = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        parent = ".".join(place[:-1])
+        section = f" in section {parent!r}" if parent else ""
+        return f"The recipe has an unknown key {place[-1]!r}{section}: {nearest(place[-1], _fields(place[:-1]))}"
+    if problem["type"] == "missing":
+        return f"The recipe lacks the key {where!r}."
+    said = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"The recipe's {where!r} should be {said}, but is {problem['input']!r}."
+
+
+def _fields(place: Sequence[str]) -> list[str]:
+    """Keys known in the section at `place`."""
+    section: type[BaseModel] = Recipe
+    for part in place:
+        inner = section.model_fields[part].annotation if part in section.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        section = inner
+    return list(section.model_fields)

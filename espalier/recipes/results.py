@@ -1,0 +1,50 @@
+"""The record of a finished run: what `result.json` holds."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from espalier.recipes.recipe import recipe_hash
+from espalier.recipes.runs import machine
+from espalier.recipes.setup import Training
+
+
+def make_result(
+    parts: Training,
+    report: Any,
+    tested: tuple[float, float],
+    rows: list[dict[str, Any]],
+    steps: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Gather the record. Accuracies and sparsities are shares, `seconds` adds up all resumed parts of the run."""
+    recipe = parts.recipe
+    last = rows[-1] if rows else {}
+    return {
+        "name": recipe.name,
+        "model": recipe.model.name,
+        "data": parts.data.info.name,
+        "method": recipe.pruning.method,
+        "sparsity_target": recipe.pruning.sparsity or 0.0,
+        "epochs": recipe.train.epochs,
+        "seed": recipe.seed,
+        "test_acc": tested[1],
+        "test_loss": tested[0],
+        "val_acc": last.get("val_acc"),
+        "val_loss": last.get("val_loss"),
+        "sparsity": report.sparsity,
+        "sparsity_all": report.sparsity_all,
+        "layers": [
+            {"name": x.name, "shape": list(x.shape), "total": x.total, "zeros": x.zeros} for x in report.layers
+        ],
+        "params": sum(p.numel() for p in parts.model.parameters()),
+        "images": dict(parts.data.info.sizes),
+        "seconds": seconds,
+        "steps": steps,
+        "recipe_hash": recipe_hash(recipe),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "machine": machine(parts.device) | {"processes": parts.processes.world},
+    }

@@ -1,0 +1,176 @@
+"""A run on disk: its folder's name, atomic writes, the lock, and the files that record what happened."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from espalier.errors import EspalierError
+from espalier.recipes.recipe import load_recipe, recipe_hash, to_yaml
+from espalier.recipes.spec import Recipe
+
+RECIPE, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    "checkpoint.pt",
+    "model.safetensors",
+    "result.json",
+)
+FAILURE = "failed.json"
+
+
+def run_name(recipe: Recipe) -> str:
+    """Folder name of a recipe's run, such as `digits-ocp-0.9-s0-1a2b3c4d`."""
+    sparsity = recipe.pruning.sparsity or 0.0
+    name = recipe.name or f"{recipe.model.name}-{recipe.data.name}"
+    clean = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    return f"{clean}-{recipe.pruning.method}-{sparsity:g}-s{recipe.seed}-{recipe_hash(recipe)[:8]}"
+
+
+def open_run(folder: Path, recipe: Recipe) -> None:
+    """Make the folder and leave the resolved recipe in it, or check that it belongs to this recipe.
+
+    Raises:
+        EspalierError: the folder holds a run of another recipe.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EspalierError(f"The run folder {str(folder)!r} cannot be made ({error.strerror}).") from None
+    kept = folder / RECIPE
+    if kept.exists():
+        if recipe_hash(load_recipe(kept)) != recipe_hash(recipe):
+            raise EspalierError(
+                f"The folder {str(folder)!r} holds a run of another recipe: choose another folder, or delete this one."
+            )
+    else:
+        write_atomically(kept, to_yaml(recipe).encode())
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that a reader sees the old or the new content, never half of it.
+
+    Raises:
+        EspalierError: the disk is full; the old file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files of a process that was killed while writing. Needs the lock."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, path: Path) -> EspalierError:
+    """One sentence for a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EspalierError(
+            f"The disk is full, {path.name!r} could not be written: free some space and give the same command again; "
+            f"the run continues from the last good checkpoint."
+        )
+    return EspalierError(f"{str(path)!r} could not be written ({error.strerror or error}).")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a dictionary as indented JSON, atomically."""
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go of it however the process ends.
+
+    Raises:
+        EspalierError: another process is writing there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: go without
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EspalierError(
+                f"Another process is writing to {str(folder)!r}: wait for it, or choose another folder."
+            ) from None
+        yield
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one line per epoch, cut back on resume to what the checkpoint knows.
+
+    Args:
+        path: the file.
+        length: bytes that are known to be good; the rest is dropped.
+    """
+
+    def __init__(self, path: Path, length: int = 0) -> None:
+        self._path = path
+        self._file: IO[bytes] = path.open("ab")
+        self._file.truncate(min(length, path.stat().st_size))
+
+    def append(self, row: dict[str, Any]) -> int:
+        """Write one row; returns the length of the file in bytes."""
+        try:
+            self._file.write((json.dumps(row) + "\n").encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise disk_error(error, self._path) from None
+        return self._path.stat().st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of a run's `metrics.jsonl`; an unfinished last line is left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """A finished run's `result.json`, or None."""
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise EspalierError(f"{str(folder / RESULT)!r} is damaged: delete it to train that run again.") from None
+    return result
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the run was made on."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": name}

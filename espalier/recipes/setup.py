@@ -1,0 +1,151 @@
+"""Build everything that a recipe names: data, model, optimizer, pruner, followers, in a fixed and seeded order."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import espalier as es
+from espalier.errors import EspalierError
+from espalier.recipes.optim import LRCurve, build_optimizer
+from espalier.recipes.processes import Processes
+from espalier.recipes.pruning import build_method
+from espalier.recipes.spec import DataSpec, Recipe
+from espalier.tasks.classification.data import Augment, Data, open_data
+from espalier.tasks.classification.models import build_model
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Training:
+    """The parts of one training run.
+
+    `model` is the plain module whose weights are saved; `net` is what the loop calls (compiled, data-parallel).
+    """
+
+    recipe: Recipe
+    processes: Processes
+    data: Data
+    model: nn.Module
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    curve: LRCurve
+    pruner: es.Pruner
+    ema: AveragedModel | None
+    scaler: torch.amp.GradScaler | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the training runs."""
+        return self.processes.device
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """Context of the forward pass in the recipe's precision."""
+        dtype = AUTOCAST.get(self.recipe.train.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def build_training(recipe: Recipe, processes: Processes) -> Training:
+    """Build the parts of a training.
+
+    Raises:
+        EspalierError: a name, path or combination does not fit; always before training starts.
+    """
+    device, train = processes.device, recipe.train
+    method = build_method(recipe.pruning)
+    data = open_recipe_data(recipe, processes)
+    if len(data.train) == 0:
+        raise EspalierError(
+            f"The training split is smaller than one batch of {train.batch_size}: lower train.batch_size."
+        )
+    seed_everything(recipe.seed)
+    model = build_recipe_model(recipe, data).to(device)
+    if train.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, recipe.optimizer)
+    ema = None
+    if train.ema is not None:
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))  # type: ignore[no-untyped-call]
+    total_steps = steps_per_epoch(data, recipe) * train.epochs
+    pruner = es.Pruner(
+        model,
+        optimizer,
+        method,
+        total_steps=total_steps,
+        followers=() if ema is None else (ema.module,),
+        process_group=processes.group,
+    )
+    net: nn.Module = torch.compile(model) if train.compile else model  # type: ignore[assignment]
+    if processes.group is not None:
+        ids = [device] if device.type == "cuda" else None
+        net = DistributedDataParallel(net, device_ids=ids, process_group=processes.group)
+    scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
+    # Dropout and the like draw from here on; each process draws its own numbers.
+    seed_everything(recipe.seed * 1000 + processes.rank)
+    curve = LRCurve(recipe.lr_schedule, recipe.optimizer.lr, total_steps)
+    return Training(recipe, processes, data, model, net, optimizer, curve, pruner, ema, scaler)
+
+
+def steps_per_epoch(data: Data, recipe: Recipe) -> int:
+    """Optimizer steps of one epoch; the last one may hold fewer batches than `accumulate`."""
+    return -(-len(data.train) // recipe.train.accumulate)
+
+
+def open_recipe_data(recipe: Recipe, processes: Processes) -> Data:
+    """Open the data set; `batch_size` images of all processes together make one batch."""
+    spec, train = recipe.data, recipe.train
+    if train.batch_size % processes.world:
+        raise EspalierError(
+            f"The recipe's train.batch_size {train.batch_size} cannot be shared among {processes.world} processes: "
+            f"choose a multiple of {processes.world}."
+        )
+    return open_data(
+        spec.name,
+        path=data_path(spec),
+        batch_size=train.batch_size // processes.world,
+        device=processes.device,
+        seed=recipe.seed,
+        val_fraction=spec.val_fraction,
+        limit=spec.limit,
+        augment=Augment(**spec.augment.model_dump()),
+        resident=spec.resident,
+        workers=spec.workers,
+        image_size=spec.image_size,
+        channels_last=train.channels_last,
+        download=spec.download,
+        rank=processes.rank,
+        world=processes.world,
+    )
+
+
+def data_path(spec: DataSpec) -> str | None:
+    """The data's path with `~` written out."""
+    return None if spec.path is None else str(Path(spec.path).expanduser())
+
+
+def build_recipe_model(recipe: Recipe, data: Data) -> nn.Module:
+    """Build the recipe's model for the classes and channels of the data, with its start weights."""
+    spec = recipe.model
+    arguments: dict[str, Any] = {"num_classes": data.info.num_classes, "in_channels": data.info.in_channels}
+    try:
+        model: nn.Module = build_model(spec.name, weights=spec.weights, **arguments, **spec.args)
+    except TypeError as error:
+        raise EspalierError(f"The recipe's model section does not fit the model {spec.name!r} ({error}).") from None
+    return model
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,102 @@
+"""Experiment trackers beside `metrics.jsonl`, behind one small protocol; none is imported unless asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from espalier.errors import EspalierError
+from espalier.recipes.recipe import resolved
+from espalier.recipes.spec import Recipe
+
+
+class Tracker(Protocol):
+    """Anything that takes rows of numbers."""
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        """Record the numbers of one epoch at optimizer step `step`."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:
+    """Start the recipe's trackers.
+
+    Raises:
+        EspalierError: a tracker's package is not installed.
+    """
+    return [_TRACKERS[name](recipe, folder) for name in recipe.trackers]
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` of the run folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        _need("tensorboard", "tensorboard")
+        self._writer: Any = _need("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        for key, value in row.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MLflow:
+    """An MLflow run named after the folder; where it goes is MLflow's own setting (MLFLOW_TRACKING_URI)."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self._mlflow: Any = _need("mlflow", "mlflow")
+        self._mlflow.set_experiment(recipe.name or "espalier")
+        self._mlflow.start_run(run_name=folder.name)
+        self._mlflow.log_params(_flat(resolved(recipe)))
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        self._mlflow.log_metrics({k: float(v) for k, v in row.items()}, step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+class WandB:
+    """A Weights & Biases run that continues when the training does; WANDB_MODE=offline keeps it local."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self._run: Any = _need("wandb", "wandb").init(
+            project="espalier",
+            name=folder.name,
+            id=folder.name,  # the same id again continues the run
+            resume="allow",
+            dir=str(folder),
+            config=resolved(recipe),
+        )
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        self._run.log(row, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_TRACKERS: dict[str, Callable[[Recipe, Path], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
+
+
+def _need(module: str, tracker: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise EspalierError(
+            f"The tracker {tracker!r} needs a package that is not installed: pip install 'espalier[track]'."
+        ) from None
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,55 @@
+"""What the plots share: axes that suit accuracies and epochs, titles, points with a spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from espalier import numbers
+from espalier.report.svg import Axis, Chart, Point, Series, linear_axis
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True)
+class Plots:
+    """Charts of one kind; where there are none, `missing` says in a sentence why."""
+
+    kind: str
+    title: str
+    charts: tuple[Chart, ...]
+    missing: str = ""
+
+
+def spread_point(x: float, y: float, std: float | None, note: str) -> Point:
+    """A point with its bar or band: one standard deviation either way."""
+    return Point(x, y, None if std is None else y - std, None if std is None else y + std, note)
+
+
+def accuracy_axis(series: Sequence[Series], name: str, shown: Sequence[float] = ()) -> Axis:
+    """An axis that shows the given accuracies well, by default all with their spread, and never leaves [0, 1]."""
+    values = list(shown)
+    if not values:
+        values = [v for one in series for p in one.points for v in (p.low, p.y, p.high) if v is not None]
+    top = max([*values, *(p.y for one in series for p in one.points)])
+    room = max(0.08 * (top - min(values)), 0.004)
+    return linear_axis(max(0.0, min(values) - room), min(1.0, top + room), name, scale=100)
+
+
+def whole_axis(low: float, high: float, name: str) -> Axis:
+    """An axis of whole numbers, with its first and last among the ticks."""
+    step = max(1, round((high - low) / 5))
+    ticks = [low, *(v for v in range(step, int(high) - step // 2, step) if v > low + step / 2), high]
+    end = high if high > low else low + 1
+    return Axis(low, end, tuple((float(v), f"{v:g}") for v in dict.fromkeys(ticks)), name)
+
+
+def panel_title(budget: int, target: float) -> str:
+    """Words for the sparsity and the budget of one chart."""
+    return f"{numbers.target(target)} zeros, {numbers.epochs(budget)}" if target else f"dense, {numbers.epochs(budget)}"
+
+
+def distinct(values: Iterable[_Number]) -> list[_Number]:
+    """The different values in rising order."""
+    return sorted(set(values))

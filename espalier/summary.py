@@ -1,0 +1,122 @@
+"""The arithmetic of every table: runs that differ in nothing but the seed become one row with mean and spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from espalier.records import Run
+
+# Settings in which the runs of one row may differ: they change neither what is learned nor from what.
+_INCIDENTAL = ("name", "seed", "trackers", "data.path", "data.workers", "data.download", "data.resident")
+_INCIDENTAL_TRAIN = ("threads", "device", "check_every", "keep_best", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Finished runs that differ in nothing but the seed, summed up.
+
+    `acc_std` and `seconds_std` are sample standard deviations over seeds, None for a single run. `variant` names the
+    settings, if any, that tell this row from others of the same model, data, method, sparsity and budget.
+    """
+
+    model: str
+    data: str
+    method: str
+    sparsity_target: float | None
+    epochs: int
+    variant: str
+    n: int
+    acc_mean: float | None
+    acc_std: float | None
+    sparsity: float | None
+    sparsity_all: float | None
+    seconds: float | None
+    seconds_std: float | None
+    runs: tuple[Run, ...] = ()
+
+
+def summarise(runs: Iterable[Run], *, finished: bool = True) -> list[Row]:
+    """Sum up runs over seeds: one row per model, data, sparsity, budget, method and variant, in that order.
+
+    Args:
+        runs: as read by `espalier.records.read_runs`.
+        finished: take the finished runs, the only ones that tables may show; False takes the others.
+    """
+    runs = [run for run in runs if run.finished == finished]
+    methods = method_order(runs)
+    groups: dict[tuple[str, str, float, int, int], list[Run]] = defaultdict(list)
+    for run in runs:
+        target = run.sparsity_target or 0.0
+        groups[run.model, run.data, target, run.epochs, methods.index(run.method)].append(run)
+    rows = []
+    for key in sorted(groups):
+        rows += [_row(variant, members) for variant, members in _split_variants(groups[key]).items()]
+    return rows
+
+
+def method_order(runs: Iterable[Run]) -> list[str]:
+    """Names of the methods among `runs` in a fixed order: dense, then from the simplest schedule to the smoothest."""
+    known = ("dense", "one-shot", "iterative", "agp", "ocp")
+    names = {run.method for run in runs}
+    return [name for name in known if name in names] + sorted(names - set(known))
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there; None without any.
+
+    Example:
+        >>> mean([1.0, None, 2.0])
+        1.5
+    """
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def spread(values: Iterable[float | None]) -> float | None:
+    """Sample standard deviation of the values that are there; None for fewer than two.
+
+    Example:
+        >>> spread([1.0, 3.0]), spread([1.0])
+        (1.4142135623730951, None)
+    """
+    known = [value for value in values if value is not None]
+    return statistics.stdev(known) if len(known) > 1 else None
+
+
+def _row(variant: str, runs: Sequence[Run]) -> Row:
+    first = runs[0]
+    return Row(
+        model=first.model,
+        data=first.data,
+        method=first.method,
+        sparsity_target=first.sparsity_target,
+        epochs=first.epochs,
+        variant=variant,
+        n=len(runs),
+        acc_mean=mean(run.test_acc for run in runs),
+        acc_std=spread(run.test_acc for run in runs),
+        sparsity=mean(run.sparsity for run in runs),
+        sparsity_all=mean(run.sparsity_all for run in runs),
+        seconds=mean(run.seconds for run in runs),
+        seconds_std=spread(run.seconds for run in runs),
+        runs=tuple(runs),
+    )
+
+
+def _split_variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by the settings in which they differ, apart from the seed, as `key=value` text; '' where they do not."""
+    own = [{key: value for key, value in run.settings.items() if not _incidental(key)} for run in runs]
+    keys = sorted({key for settings in own for key in settings})
+    differing = [key for key in keys if len({repr(settings.get(key)) for settings in own}) > 1]
+    variants: dict[str, list[Run]] = defaultdict(list)
+    for run, settings in zip(runs, own, strict=True):
+        label = ", ".join(f"{key.rpartition('.')[2]}={settings[key]}" for key in differing if key in settings)
+        variants[label].append(run)
+    return dict(sorted(variants.items()))
+
+
+def _incidental(key: str) -> bool:
+    return key in _INCIDENTAL or any(key.startswith(f"train.{name}") for name in _INCIDENTAL_TRAIN)
