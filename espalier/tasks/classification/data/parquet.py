@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from espalier.errors import EspalierError
+from espalier.tasks.classification.data.cache import cached
 from espalier.tasks.classification.data.source import Arrays, Source
 
 IMAGE_COLUMNS = ("img", "image")
@@ -33,8 +34,11 @@ def load_parquet(path: str | None, image_size: int | None = None) -> Source:
     folder = Path(path).expanduser()
     train_file = _existing(folder, ("train",))
     test_file = _existing(folder, TEST_NAMES)
-    train, names = read_images(train_file, image_size)
-    test, _ = read_images(test_file, image_size)
+    train, test = (
+        cached(file, f"image_size={image_size}", lambda file=file: read_images(file, image_size))
+        for file in (train_file, test_file)
+    )
+    names = read_class_names(train_file)
     classes = int(max(train[1].max(), test[1].max())) + 1
     return Source(folder.name, names or tuple(str(label) for label in range(classes)), train, test)
 
@@ -47,8 +51,8 @@ def _existing(folder: Path, names: tuple[str, ...]) -> Path:
     raise EspalierError(f"There is no {names[0]}.parquet in {str(folder)!r}: give its folder as data.path=FOLDER.")
 
 
-def read_images(file: Path, image_size: int | None) -> tuple[Arrays, tuple[str, ...]]:
-    """Decode one file: ((images, labels), class names if the file carries them)."""
+def read_images(file: Path, image_size: int | None) -> Arrays:
+    """Decode one file to images and labels."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -69,7 +73,19 @@ def read_images(file: Path, image_size: int | None) -> tuple[Arrays, tuple[str, 
         raise EspalierError(f"The images in {str(file)!r} have {len(shapes)} sizes: give one, say data.image_size=128.")
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(table[label_column].to_numpy().astype(np.int64))
-    return (images, labels), _class_names(table.schema.metadata or {}, label_column)
+    return images, labels
+
+
+def read_class_names(file: Path) -> tuple[str, ...]:
+    """Names of the classes from the ``huggingface`` entry of the schema; empty if there is none."""
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(file)
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return tuple(next(features[column] for column in LABEL_COLUMNS if column in features)["names"])
+    except (KeyError, ValueError, TypeError, StopIteration):
+        return ()
 
 
 def _column(table: Any, names: tuple[str, ...], file: Path) -> str:
@@ -89,12 +105,3 @@ def _decode(item: Any, row: int, file: Path, image_size: int | None) -> np.ndarr
     if image_size is not None and image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image)
-
-
-def _class_names(metadata: dict[bytes, bytes], label_column: str) -> tuple[str, ...]:
-    """Names from the ``huggingface`` entry of the schema, if there is one."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return tuple(features[label_column]["names"])
-    except (KeyError, ValueError, TypeError):
-        return ()
