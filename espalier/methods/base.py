@@ -117,6 +117,7 @@ class Method(ABC):
     """Configuration of a method: immutable, comparable, usable for many trainings."""
 
     name: ClassVar[str]
+    cuts: ClassVar[bool] = False  # whether parameters change shape: then the model's state dicts carry a Structure
 
     @abstractmethod
     def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,12 +11,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espalier import reshaping
 from espalier.errors import EspalierError
 from espalier.masks import LayerSparsity
 from espalier.methods import Clock, Gradients, Method, Site
 from espalier.pruner import checks, state
 from espalier.pruner.report import Report
 from espalier.pruner.riding import Ride
+from espalier.structure import Structure
+from espalier.surgery import shape_to, structure_of
 
 DONE = 0.99  # fp16 skips steps and loaders drop batches, so the last percent may be missing
 
@@ -85,6 +88,10 @@ class Pruner:
         )
         checks.check_ownership(self.method.weights(self.model), self.model, optimizers)
         state.refuse_second_pruner(optimizers)
+        if self.method.cuts:
+            for module in (self.model, *self.site.followers):
+                reshaping.install(module)
+            reshaping.bind(self.model, optimizers, self.site.followers)
         self.run = self.method.begin(self.site)
         self._report: Report | None = None
         self._warned = False
@@ -179,6 +186,7 @@ class Pruner:
         """Stop pruning without finishing: remove every hook, leave the model as it is."""
         self._ride.detach()
         self._passenger.detach()
+        reshaping.unbind(self.model)
 
     # -- saving and resuming ---------------------------------------------------------------------------------------
 
@@ -195,6 +203,7 @@ class Pruner:
             "method": repr(self.method),
             "total_steps": self.site.clock.total,
             "taken": taken,
+            "structure": structure_of(self.model).to_json(),
             "run": self.run.state_dict(),
         }
 
@@ -205,6 +214,8 @@ class Pruner:
             EspalierError: for the state of another method or another number of steps.
         """
         state.check_same_training(saved, repr(self.method), self.site.clock.total)
+        structure = Structure.from_json(saved["structure"])
+        shape_to(self.model, structure, optimizers=self.site.optimizers, followers=self.site.followers)
         self._ride.load_state_dict(saved["taken"])
         self.site.clock.step = self._ride.steps
         self.run.load_state_dict(saved["run"])

@@ -10,8 +10,9 @@ from torch import nn
 class SmallNet(nn.Module):
     """conv-bn-relu-conv-bn-relu-pool-linear on 8 x 8 images."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, act: Callable[[torch.Tensor], torch.Tensor] = torch.relu) -> None:
         super().__init__()
+        self.act = act
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
@@ -19,8 +20,8 @@ class SmallNet(nn.Module):
         self.head = nn.Linear(2 * width, 4)
 
     def forward(self, x):
-        x = self.bn1(self.conv1(x)).relu()
-        x = self.bn2(self.conv2(x)).relu()
+        x = self.act(self.bn1(self.conv1(x)))
+        x = self.act(self.bn2(self.conv2(x)))
         return self.head(x.mean((2, 3)))
 
 

@@ -137,7 +137,10 @@ def test_followers_are_masked_too(make_net, key):
 def test_gradient_accumulation_and_several_param_groups(make_net, key):
     method, target = METHODS[key]
     net = make_net()
-    groups = [{"params": [net.conv1.weight], "lr": 0.01}, {"params": [p for n, p in net.named_parameters() if n != "conv1.weight"]}]
+    groups = [
+        {"params": [net.conv1.weight], "lr": 0.01},
+        {"params": [p for n, p in net.named_parameters() if n != "conv1.weight"]},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=0.02)
     pruner = es.Pruner(net, optimizer, method, total_steps=5)
     for step in range(5):

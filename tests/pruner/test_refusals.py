@@ -42,7 +42,10 @@ def build(net, method=None, optimizer=None, **kwargs):
         (lambda n: build(n, total_steps=0), "total_steps must be"),
         (lambda n: build(n, total_steps=10.0), "total_steps must be"),
         (lambda n: build(n, optimizer=[]), "at least one optimizer"),
-        (lambda n: build(n, optimizer=torch.optim.lr_scheduler.StepLR(torch.optim.SGD(n.parameters()), 1)), "torch.optim.Optimizer"),
+        (
+            lambda n: build(n, optimizer=torch.optim.lr_scheduler.StepLR(torch.optim.SGD(n.parameters()), 1)),
+            "torch.optim.Optimizer",
+        ),
         (lambda n: build(n, optimizer=torch.optim.SGD(copy.deepcopy(n).parameters())), "holds none of the model's"),
         (lambda n: build(n, optimizer=torch.optim.SGD(n.conv1.parameters())), "in no optimizer, conv2.weight the first"),
         (lambda n: build(n, followers=[nn.Linear(2, 2)]), "other parameters than the model"),
@@ -53,7 +56,6 @@ def build(net, method=None, optimizer=None, **kwargs):
 def test_refused_before_training(make_net, make, words):
     with pytest.raises(es.EspalierError, match=words):
         make(make_net())
-
 
 
 def test_a_second_pruner_on_one_optimizer_is_refused(make_net):

@@ -1,0 +1,127 @@
+"""The record of how a model was cut: a value that fits in a file header and rebuilds the shapes in another process.
+
+Shapes alone do not tell a structure (a 288-row qkv may have fewer heads or narrower ones), so the kept indices of every
+cut dimension are written down, relative to the model as it was built, with the integers that modules keep (``out_channels``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from espalier.errors import EspalierError
+
+VERSION = 1
+
+Shape = tuple[int, ...]
+Place = tuple[str, int]  # name of a parameter or buffer, and one of its dimensions
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How a model differs in shape from the one that its constructor builds. The empty one means "as built".
+
+    Attributes:
+        shapes: original shape of every parameter and buffer that was cut.
+        kept: sorted original indices that are left, per cut dimension.
+        integers: module integers that were rewritten, path -> (original, present) value.
+
+    Example:
+        >>> once = Structure().cut({("a.weight", 0): (0, 2, 3)}, {"a.weight": (4, 5)}, {"a.out_features": (4, 3)})
+        >>> twice = once.cut({("a.weight", 0): (1, 2)}, {"a.weight": (3, 5)}, {"a.out_features": (3, 2)})
+        >>> twice.kept, twice.shape("a.weight"), twice.integers
+        ({('a.weight', 0): (2, 3)}, (2, 5), {'a.out_features': (4, 2)})
+        >>> Structure.from_json(twice.to_json()) == twice
+        True
+    """
+
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    kept: Mapping[Place, tuple[int, ...]] = field(default_factory=dict)
+    integers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing has been cut."""
+        return not self.kept and not self.integers
+
+    def shape(self, name: str) -> Shape:
+        """Present shape of a tensor that was cut at some time."""
+        return tuple(len(self.kept.get((name, dim), range(size))) for dim, size in enumerate(self.shapes[name]))
+
+    def cut(
+        self,
+        keep: Mapping[Place, tuple[int, ...]],
+        shapes: Mapping[str, Shape],
+        integers: Mapping[str, tuple[int, int]],
+    ) -> Structure:
+        """The structure after a further cut.
+
+        Args:
+            keep: kept indices relative to the present shapes.
+            shapes: present shapes of the tensors in ``keep``.
+            integers: rewritten module integers, path -> (present, new) value.
+        """
+        original = {**{name: tuple(shape) for name, shape in shapes.items() if name not in self.shapes}, **self.shapes}
+        kept = dict(self.kept)
+        for (name, dim), indices in keep.items():
+            before = kept.get((name, dim), range(original[name][dim]))
+            kept[name, dim] = tuple(before[index] for index in indices)
+        values = {path: (self.integers.get(path, (now, now))[0], new) for path, (now, new) in integers.items()}
+        return Structure(original, kept, {**self.integers, **values})
+
+    def to_json(self) -> str:
+        """Compact JSON with sorted keys: equal structures give equal text."""
+        kept: dict[str, dict[str, list[int]]] = {}
+        for (name, dim), indices in self.kept.items():
+            kept.setdefault(name, {})[str(dim)] = list(indices)
+        content = {
+            "version": VERSION,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "kept": kept,
+            "integers": {path: list(values) for path, values in self.integers.items()},
+        }
+        return json.dumps(content, separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Structure:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            EspalierError: if the text is of another version, malformed, or names indices outside the shapes.
+        """
+        try:
+            content = json.loads(text)
+            if content["version"] != VERSION:
+                raise EspalierError(f"The structure record has version {content['version']}; this espalier reads {VERSION}.")
+            structure = cls(
+                {name: tuple(map(_whole, shape)) for name, shape in content["shapes"].items()},
+                {
+                    (name, int(dim)): tuple(map(_whole, indices))
+                    for name, dims in content["kept"].items()
+                    for dim, indices in dims.items()
+                },
+                {path: (_whole(values[0]), _whole(values[1])) for path, values in content["integers"].items()},
+            )
+            structure._check()
+        except EspalierError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise EspalierError(f"The structure record is malformed ({type(error).__name__}: {error}).") from error
+        return structure
+
+    def _check(self) -> None:
+        for (name, dim), indices in self.kept.items():
+            size = self.shapes[name][dim] if 0 <= dim < len(self.shapes[name]) else -1
+            if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= size:
+                raise EspalierError(f"The structure record keeps impossible indices of {name}, dimension {dim}.")
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise EspalierError(f"The structure record is malformed: {value!r} is no index or size.")
+    return value
