@@ -64,18 +64,16 @@ class Masks:
     @torch.no_grad()
     def writable(self, name: str) -> Tensor:
         """The mask of ``name``, for the caller to write to; call ``apply`` when all are written."""
-        weight = self.weights[name]
-        mask = self.tensors.get(name)
-        if mask is None or mask.shape != weight.shape or mask.device != weight.device or mask.dtype != weight.dtype:
-            mask = self.tensors[name] = torch.ones_like(weight, requires_grad=False)
         self._zeros.pop(name, None)
-        return mask
+        if name not in self.tensors:
+            self.tensors[name] = torch.ones_like(self.weights[name], requires_grad=False)
+        return self._aligned(name)
 
     @torch.no_grad()
     def apply(self) -> None:
         """Zero masked weights, their moments and the followers' weights. Call when masks have changed."""
         self.apply_to_weights()
-        pairs = [pair for name, mask in self.tensors.items() for pair in self._moments(name, mask)]
+        pairs = [pair for name in self.tensors for pair in self._moments(name)]
         for follower in self._followers:
             pairs += [(follower[name].data, mask.to(follower[name].device)) for name, mask in self.tensors.items()]
         _multiply(pairs)
@@ -87,27 +85,34 @@ class Masks:
     def apply_to_weights(self, *, only_where_needed: bool = False) -> None:
         """Zero masked weights; with ``only_where_needed`` just those whose optimizer moves them in spite of the gradient."""
         names = [n for n in self.tensors if not (only_where_needed and self._elementwise[n])]
-        pairs = [(self.weights[n].data, self.tensors[n]) for n in names]
+        pairs = [(self.weights[n].data, self._aligned(n)) for n in names]
         if only_where_needed:
-            pairs += [pair for n in names for pair in self._moments(n, self.tensors[n])]
+            pairs += [pair for n in names for pair in self._moments(n)]
         _multiply(pairs)
 
     @torch.no_grad()
     def apply_to_gradients(self) -> None:
         """Zero the gradients of masked weights. Sparse gradients (embeddings) are left to the mask after the step."""
         pairs = []
-        for name, mask in self.tensors.items():
+        for name in self.tensors:
             gradient = self.weights[name].grad
             if gradient is None:
                 continue
             if gradient.layout is not torch.strided:
                 self._elementwise[name] = False
             else:
-                pairs.append((gradient, mask))
+                pairs.append((gradient, self._aligned(name)))
         _multiply(pairs, keep_sign_of_zero=True)
 
-    def _moments(self, name: str, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        optimizer = self._owner[name]
+    def _aligned(self, name: str) -> Tensor:
+        """The mask with the device, dtype and strides that its weight has now: a user may move the model at any time."""
+        mask, weight = self.tensors[name], self.weights[name]
+        if mask.device != weight.device or mask.dtype != weight.dtype or mask.stride() != weight.stride():
+            mask = self.tensors[name] = torch.empty_like(weight, requires_grad=False).copy_(mask)
+        return mask
+
+    def _moments(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        mask, optimizer = self._aligned(name), self._owner[name]
         state = optimizer.state.get(self.weights[name], {}) if optimizer is not None else {}
         return [
             (value, mask)
@@ -132,7 +137,7 @@ def pack_bits(mask: Tensor) -> Tensor:
     """A mask of any dtype -> uint8 tensor with 8 entries a byte, on the same device."""
     flat = (mask != 0).reshape(-1)
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8).to(torch.uint8)
-    powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    powers = 1 << torch.arange(8, dtype=torch.uint8, device=mask.device)
     return (padded * powers).sum(1, dtype=torch.uint8)
 
 

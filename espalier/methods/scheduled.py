@@ -206,12 +206,19 @@ class ScheduledRun(Run):
         for name, weight in self.weights.items():
             if weight.grad is None or weight.grad.layout is not torch.strided:
                 continue
-            if name not in self.memories:
-                self.memories[name] = torch.zeros_like(weight, dtype=torch.float32)
-            memories.append(self.memories[name])
+            memories.append(self._memory(name, weight))
             contributions.append((weight.detach() * gradients.unscaled(weight.grad)).float())
         if memories:
             self.criterion.observe(memories, contributions)
+
+    def _memory(self, name: str, weight: Tensor) -> Tensor:
+        """The memory of a weight, with the device and strides that the weight has now."""
+        memory = self.memories.get(name)
+        if memory is None:
+            memory = self.memories[name] = torch.zeros_like(weight, dtype=torch.float32)
+        elif memory.device != weight.device or memory.stride() != weight.stride():
+            memory = self.memories[name] = torch.empty_like(weight, dtype=torch.float32).copy_(memory)
+        return memory
 
     # -- reading and resuming --------------------------------------------------------------------------------------
 

@@ -308,3 +308,26 @@ def test_masked_regions_stay_reachable_for_movement(make_net):
         train_step(net, optimizer, step)
     pruner.finish()
     assert first
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "weight-gradient"])
+def test_a_model_that_changes_format_or_dtype_under_way_stays_masked(make_net, criterion):
+    net = make_net()
+    optimizer = sgd(net)
+    pruner = es.Pruner(net, optimizer, es.OCP(0.75, criterion=criterion), total_steps=8)
+    in_force = pruner.run.in_force
+    changes = {2: lambda: net.to(memory_format=torch.channels_last), 5: net.double}
+    for step in range(8):
+        changes.get(step, lambda: None)()
+        x, y = batch(step)
+        nn.functional.cross_entropy(net(x.to(net.head.weight.dtype)), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert masked_weights_are_zero(pruner)
+        if pruner.run.in_force == in_force:
+            continue
+        in_force = pruner.run.in_force
+        memories = pruner.run.memories or {name: weight.detach() for name, weight in pruner.run.weights.items()}
+        for name, mask in pruner.run.masks.tensors.items():
+            assert memories[name].abs()[mask == 0].max() <= memories[name].abs()[mask == 1].min()
+    assert pruner.finish().sparsity == pytest.approx(0.75, abs=0.001)
