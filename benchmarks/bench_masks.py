@@ -75,7 +75,7 @@ def whole_run(steps: int, dense_rounds: int) -> dict[str, float]:
             updates, in_force = updates + 1, run.in_force
             worst = max(worst, abs(pruner.sparsity - schedule(step / steps)))
         worst = max(worst, abs(in_force - schedule(step / steps)))
-    layers = run.masks.count_zeros()
+    layers = run.layers()
     assert all(layer.zeros == int(SPARSITY * layer.total + 0.5) for layer in layers), "the end must be exact"
     return {
         "steps": steps,
@@ -107,7 +107,9 @@ def torch_prune(batch: int) -> Callable[[], None]:
     model, optimizer = make()
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            prune.l1_unstructured(module, "weight", SPARSITY)
+            score = module.weight.detach().abs()  # its own ranking refuses channels-last weights
+            mask = (score > score.flatten().kthvalue(int(SPARSITY * score.numel())).values).to(score.dtype)
+            prune.custom_from_mask(module, "weight", mask)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     return step_of(model, optimizer, batch)
 

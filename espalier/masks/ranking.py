@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,9 +28,15 @@ def keep_best(scores: Tensor, drop: int) -> Tensor:
 
 
 def _keep_best_on_cpu(scores: Tensor, drop: int) -> Tensor:
-    """numpy's partition is a vectorised quick-select: 4 to 8 times faster than kthvalue or topk on millions of scores."""
-    values = scores.detach().numpy()
-    threshold = float(np.partition(values, drop - 1)[drop - 1])
+    """Weights that are zero already share the lowest score and need no ranking: only the others are searched.
+
+    That also keeps clear of numpy's partition, which is the fastest selection on distinct scores and 20 times slower where
+    most of them are equal.
+    """
+    lowest = scores.min()
+    others = scores[scores > lowest]
+    ranked = drop - (scores.numel() - others.numel())
+    threshold = others.kthvalue(ranked).values if ranked > 0 else lowest
     keep = scores > threshold
     missing = scores.numel() - drop - int(torch.count_nonzero(keep))
     if missing:
