@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 from espalier.masks import pack_bits, unpack_bits
+from espalier.reshaping import take_shape
 from espalier.structure import Structure
-from espalier.surgery import shape_to, structure_of
+from espalier.surgery import structure_of
+from espalier.wrappers import unwrap
 
 FORMAT = "1"
 MASK, VALUES = "\x1fmask", "\x1fvalues"  # suffixes that no module name can have
@@ -35,7 +37,7 @@ def save_model(model: nn.Module, path: str | Path) -> None:
     """Write all parameters and persistent buffers of ``model`` to a safetensors file.
 
     Args:
-        model: any module; wrappers (compile, DDP) are the caller's to take off.
+        model: any module; of a wrapped one (torch.compile, DistributedDataParallel) the inner module is saved.
         path: the file to write or replace.
 
     Raises:
@@ -51,6 +53,7 @@ def save_model(model: nn.Module, path: str | Path) -> None:
         >>> torch.equal(again.weight, model.weight)
         True
     """
+    model = unwrap(model)
     tensors: dict[str, Tensor] = {}
     sparse: dict[str, list[int]] = {}
     aliases: dict[str, str] = {}
@@ -89,13 +92,14 @@ def load_model(path: str | Path, model: nn.Module) -> nn.Module:
         EspalierError: if the file is missing, damaged, or belongs to another model; the sentence names both.
     """
     path = Path(path)
+    inner = unwrap(model)
     tensors, content = _read(path)
     try:
         structure = Structure.from_json(content["structure"])
-        shape_to(model, structure)
-        _fill(model, tensors)
+        take_shape(inner, structure)
+        _fill(inner, tensors)
     except EspalierError as error:
-        raise EspalierError(f"{str(path)!r} does not fit this {type(model).__name__}: {error}") from error
+        raise EspalierError(f"{str(path)!r} does not fit this {type(inner).__name__}: {error}") from error
     return model
 
 

@@ -42,6 +42,12 @@ def unbind(model: nn.Module) -> None:
     _bound.pop(model, None)
 
 
+def take_shape(model: nn.Module, structure: Structure) -> None:
+    """Give ``model``, and what is bound to it, the shapes of ``structure``."""
+    optimizers, followers = _bound.get(model, ((), ()))
+    shape_to(model, structure, optimizers=optimizers, followers=followers)
+
+
 def _record(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
     metadata[KEY] = structure_of(model).to_json()
 
@@ -49,5 +55,4 @@ def _record(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict
 def _reshape(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: object, **__: object) -> None:
     text = metadata.get(KEY)
     if text is not None:
-        optimizers, followers = _bound.get(model, ((), ()))
-        shape_to(model, Structure.from_json(text), optimizers=optimizers, followers=followers)
+        take_shape(model, Structure.from_json(text))

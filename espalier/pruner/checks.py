@@ -11,17 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from espalier.errors import EspalierError
 from espalier.methods import METHODS, Method
-
-WRAPPERS = ("_orig_mod", "module")
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside torch.compile, DistributedDataParallel, AveragedModel and the like."""
-    while True:
-        inner = next((m for name in WRAPPERS if isinstance(m := model._modules.get(name), nn.Module)), None)
-        if inner is None or len([m for m in model._modules.values() if m is not None]) > 1:
-            return model
-        model = inner
+from espalier.wrappers import unwrap
 
 
 def check_model(model: Any) -> nn.Module:

@@ -86,18 +86,20 @@ def test_prefixed_keys_load_into_a_plain_model_once_the_prefix_is_consumed(here,
     assert net.conv1.out_channels == WIDTHS[there]
 
 
-@pytest.mark.parametrize("there", list(MOMENTS))
 @pytest.mark.parametrize("order", ["model first", "optimizer first"])
-def test_safetensors_files_restore_the_model_beside_the_optimizer(there, order, tmp_path):
-    net, model, optimizer, _ = start("plain")
+@pytest.mark.parametrize("wrap", list(WRAPS))
+@pytest.mark.parametrize(("here", "there"), [*CASES, ("dense", "dense"), ("cut", "cut")])
+def test_safetensors_files_restore_the_model_beside_the_optimizer(here, there, wrap, order, tmp_path):
+    net, model, optimizer, _ = start(wrap)
     train(model, optimizer, 0, MOMENTS[there])
-    es.save(net, tmp_path / "m.safetensors")
+    es.save(model, tmp_path / "m.safetensors")
     torch.save(optimizer.state_dict(), tmp_path / "o.pt")
     train(model, optimizer, MOMENTS[there], STEPS)
 
-    other, shell, rider, _ = start("plain", seed=7)
+    other, shell, rider, _ = start(wrap, seed=7)
+    train(shell, rider, 0, MOMENTS[here])
     loads = [
-        lambda: es.load(tmp_path / "m.safetensors", other),
+        lambda: es.load(tmp_path / "m.safetensors", shell),
         lambda: rider.load_state_dict(torch.load(tmp_path / "o.pt", weights_only=True)),
     ]
     for load in loads if order == "model first" else reversed(loads):

@@ -331,3 +331,41 @@ def test_a_model_that_changes_format_or_dtype_under_way_stays_masked(make_net, c
         for name, mask in pruner.run.masks.tensors.items():
             assert memories[name].abs()[mask == 0].max() <= memories[name].abs()[mask == 1].min()
     assert pruner.finish().sparsity == pytest.approx(0.75, abs=0.001)
+
+
+def test_fp16_autocast_with_a_scaler(make_net):
+    net = make_net()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    pruner = es.Pruner(net, optimizer, es.OCP(0.75), total_steps=5)
+    for step in range(5):
+        x, y = batch(step)
+        with torch.autocast("cpu", torch.float16):
+            loss = nn.functional.cross_entropy(net(x).float(), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert masked_weights_are_zero(pruner)
+    assert pruner.step == 5
+    pruner.finish()
+
+
+def test_timm_averages_are_masked_too(make_net):
+    vision = pytest.importorskip("espalier.tasks.vision")
+    try:
+        timm = vision.timm()
+    except es.EspalierError:
+        pytest.skip("timm is not installed")
+    net = make_net()
+    ema = timm.utils.ModelEmaV3(net, decay=0.9)
+    optimizer = sgd(net)
+    pruner = es.Pruner(net, optimizer, es.OCP(0.75), total_steps=6, followers=[ema])
+    for step in range(6):
+        train_step(net, optimizer, step)
+        ema.update(net, step=step)
+    pruner.finish()
+    averaged = dict(ema.module.named_parameters())
+    for name, mask in pruner.run.masks.tensors.items():
+        assert mask.eq(0).any()
+        assert not averaged[name][mask == 0].any()
