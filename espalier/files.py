@@ -6,13 +6,16 @@
   counts as zero, so every tensor comes back bit by bit.
 - Tensors that share memory are stored once.
 - Equal weights give equal bytes; a file is written beside its place and renamed into it.
+- A file is compared with the model before anything is unpacked, and the model is touched only when all of it is right.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +28,27 @@ from espalier.errors import EspalierError
 from espalier.masks import pack_bits, unpack_bits
 from espalier.reshaping import take_shape
 from espalier.structure import Structure
-from espalier.surgery import structure_of
+from espalier.surgery import structure_of, target_shapes
 from espalier.wrappers import unwrap
 
 FORMAT = "1"
 MASK, VALUES = "\x1fmask", "\x1fvalues"  # suffixes that no module name can have
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
+Content = Mapping[str, Any]
 
-def save_model(model: nn.Module, path: str | Path) -> None:
+
+def save_model(model: nn.Module, path: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:
     """Write all parameters and persistent buffers of ``model`` to a safetensors file.
 
     Args:
         model: any module; of a wrapped one (torch.compile, DistributedDataParallel) the inner module is saved.
         path: the file to write or replace.
+        metadata: anything of your own that JSON can hold; ``read_metadata`` gives it back.
 
     Raises:
-        EspalierError: if the file cannot be written (no folder, no space); an old file stays as it was.
+        EspalierError: if the model cannot be stored exactly, or the file cannot be written (no folder, no space); an old
+            file stays as it was.
 
     Example:
         >>> import tempfile, torch, espalier as es
@@ -54,6 +61,7 @@ def save_model(model: nn.Module, path: str | Path) -> None:
         True
     """
     model = unwrap(model)
+    _check_savable(model)
     tensors: dict[str, Tensor] = {}
     sparse: dict[str, list[int]] = {}
     aliases: dict[str, str] = {}
@@ -74,8 +82,9 @@ def save_model(model: nn.Module, path: str | Path) -> None:
             sparse[name] = list(tensor.shape)
             tensors[name + MASK], tensors[name + VALUES] = packed
     content = {"format": FORMAT, "structure": structure_of(model).to_json(), "sparse": sparse, "aliases": aliases}
-    # One key only: safetensors writes several metadata keys in no fixed order, and equal models must give equal bytes.
-    _write(Path(path), to_bytes(tensors, metadata={"espalier": json.dumps(content, sort_keys=True)}))
+    if metadata is not None:
+        content["metadata"] = dict(metadata)
+    _write(Path(path), _bytes(tensors, content))
 
 
 def load_model(path: str | Path, model: nn.Module) -> nn.Module:
@@ -83,24 +92,91 @@ def load_model(path: str | Path, model: nn.Module) -> nn.Module:
 
     Args:
         path: the file.
-        model: a model of the same constructor; its devices and memory formats stay.
+        model: a model of the same constructor; its devices and memory formats stay. If it is in training with a Pruner
+            that cuts, its optimizers and followers take the shapes too.
 
     Returns:
         ``model``.
 
     Raises:
-        EspalierError: if the file is missing, damaged, or belongs to another model; the sentence names both.
+        EspalierError: if the file is missing, damaged, or belongs to another model; the sentence names both. The model is as
+            it was then.
     """
-    path = Path(path)
     inner = unwrap(model)
-    tensors, content = _read(path)
-    try:
-        structure = Structure.from_json(content["structure"])
-        take_shape(inner, structure)
-        _fill(inner, tensors)
-    except EspalierError as error:
-        raise EspalierError(f"{str(path)!r} does not fit this {type(inner).__name__}: {error}") from error
+    if any(tensor.is_meta for tensor in inner.state_dict().values() if isinstance(tensor, Tensor)):
+        raise EspalierError("The model is on the meta device and cannot take weights: call model.to_empty(device='cpu') first.")
+
+    with _opened(Path(path)) as (file, content):
+        try:
+            structure = Structure.from_json(content["structure"])
+            _check_fit(inner, structure, _stored_shapes(file, content))
+            tensors = _tensors(file, content, inner.state_dict())
+            take_shape(inner, structure)
+        except EspalierError as error:
+            raise EspalierError(f"{str(path)!r} does not fit this {type(inner).__name__}: {error}") from error
+    state = inner.state_dict()
+    state.update(tensors)  # the state dict of the model itself brings the versions that its modules want to see
+    inner.load_state_dict(state)
     return model
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What was given to ``save_model`` as ``metadata``; empty if nothing was.
+
+    Raises:
+        EspalierError: if the file is missing, damaged or none of espalier's.
+    """
+    with _opened(Path(path)) as (_, content):
+        return dict(content.get("metadata", {}))
+
+
+# -- what fits what ------------------------------------------------------------------------------------------------
+
+
+def _check_savable(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if name and not structure_of(module).is_dense:
+            raise EspalierError(f"{name!r} was cut on its own, and its record would be lost in a file of the whole: save it.")
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise EspalierError(f"{name} is on the meta device and has no values to save.")
+
+
+def _stored_shapes(file: Any, content: Content) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in the file by its name in the model; nothing is read but headers."""
+    parts = {name + suffix for name in content["sparse"] for suffix in (MASK, VALUES)}
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys() if name not in parts}  # noqa: SIM118
+    shapes |= {name: tuple(shape) for name, shape in content["sparse"].items()}
+    return shapes | {name: shapes[first] for name, first in content["aliases"].items()}
+
+
+def _check_fit(model: nn.Module, structure: Structure, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Names and shapes, before anything is unpacked: a header can claim any size."""
+    state = model.state_dict()
+    missing, extra = sorted(state.keys() - stored.keys()), sorted(stored.keys() - state.keys())
+    if missing or extra:
+        what = f"the file lacks {missing[0]}" if missing else f"the file has {extra[0]}, which the model has not"
+        raise EspalierError(f"{what} ({len(missing)} missing, {len(extra)} too many).")
+    shapes = target_shapes(model, structure)
+    for name in state:
+        wanted = shapes.get(name, stored[name])  # the extra state of a module may have any shape
+        if stored[name] != wanted:
+            raise EspalierError(f"{name} is {reprlib.repr(list(stored[name]))} in the file and {list(wanted)} in the model.")
+
+
+def _tensors(file: Any, content: Content, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name in state.keys() - content["aliases"].keys():
+        if name in content["sparse"]:
+            shape = torch.Size(content["sparse"][name])
+            tensors[name] = _unpack(name, shape, file.get_tensor(name + MASK), file.get_tensor(name + VALUES))
+        else:
+            tensors[name] = file.get_tensor(name)
+    tensors |= {name: tensors[first] for name, first in content["aliases"].items()}
+    for name, mine in state.items():
+        if tensors[name].dtype != mine.dtype:
+            raise EspalierError(f"{name} is {tensors[name].dtype} in the file and {mine.dtype} in the model.")
+    return tensors
 
 
 # -- sparse tensors ------------------------------------------------------------------------------------------------
@@ -119,12 +195,8 @@ def _pack(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
     return pack_bits(live), flat[live]
 
 
-def _unpack(name: str, shape: list[int], bits: Tensor, values: Tensor) -> Tensor:
-    size = 1
-    for extent in shape:
-        if isinstance(extent, bool) or not isinstance(extent, int) or extent < 0:
-            raise EspalierError(f"the header gives {name} an impossible shape.")
-        size *= extent
+def _unpack(name: str, shape: torch.Size, bits: Tensor, values: Tensor) -> Tensor:
+    size = shape.numel()
     if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() != (size + 7) // 8:
         raise EspalierError(f"the mask of {name} does not have {size} bits.")
     live = unpack_bits(bits, (size,), bits.device)
@@ -138,46 +210,34 @@ def _unpack(name: str, shape: list[int], bits: Tensor, values: Tensor) -> Tensor
 # -- the file ------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """All tensors, dense again, and the header."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Content]]:
+    """A file of espalier's and its header; whatever is wrong with it, while it is read too, becomes one sentence."""
     if not path.is_file():
         raise EspalierError(f"There is no file {str(path)!r}.")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
+            content = json.loads((file.metadata() or {})["espalier"])
+            if content["format"] != FORMAT:
+                raise EspalierError(f"{str(path)!r} has format {content['format']!r}; this espalier reads {FORMAT!r}.")
+            yield file, content
+    except EspalierError:
+        raise
+    except (SafetensorError, OSError) as error:
         raise EspalierError(f"{str(path)!r} is damaged or no safetensors file ({error}).") from error
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        why = f"its header is missing or malformed ({type(error).__name__})"
+        raise EspalierError(f"{str(path)!r} was not written by espalier, or is damaged: {why}.") from error
+
+
+def _bytes(tensors: Mapping[str, Tensor], content: Content) -> bytes:
     try:
-        content = json.loads(metadata["espalier"])
-        if content["format"] != FORMAT:
-            raise EspalierError(f"it has format {content['format']!r}; this espalier reads {FORMAT!r}.")
-        for name, shape in content["sparse"].items():
-            stored[name] = _unpack(name, shape, stored.pop(name + MASK), stored.pop(name + VALUES))
-        for name, other in content["aliases"].items():
-            stored[name] = stored[other]
-        content["structure"]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        why = error if isinstance(error, EspalierError) else f"its header is missing or malformed ({type(error).__name__})"
-        raise EspalierError(f"{str(path)!r} was not written by espalier, or is damaged: {why}") from error
-    return stored, content
-
-
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    state = model.state_dict()
-    missing, extra = sorted(state.keys() - tensors.keys()), sorted(tensors.keys() - state.keys())
-    if missing or extra:
-        what = f"the file lacks {missing[0]}" if missing else f"the file has {extra[0]}, which the model has not"
-        raise EspalierError(f"{what} ({len(missing)} missing, {len(extra)} too many).")
-    for name, mine in state.items():
-        theirs = tensors[name]
-        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-            raise EspalierError(
-                f"{name} is {theirs.dtype} {list(theirs.shape)} in the file and {mine.dtype} {list(mine.shape)} in the model."
-            )
-    with torch.no_grad():
-        for name, mine in state.items():
-            mine.copy_(tensors[name])
+        # One key only: safetensors writes several metadata keys in no fixed order, and equal models must give equal bytes.
+        return to_bytes(dict(tensors), metadata={"espalier": json.dumps(content, sort_keys=True)})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EspalierError(f"metadata must be something that JSON can hold ({error}).") from error
+    except (SafetensorError, KeyError) as error:
+        raise EspalierError(f"The model has tensors that safetensors cannot hold ({error}): convert them first.") from error
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -189,7 +249,9 @@ def _write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise EspalierError(
-            f"{str(path)!r} could not be written ({error.strerror}): free some space or choose a place."
+            f"{str(path)!r} could not be written ({error.strerror}): free some space or choose another place."
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)

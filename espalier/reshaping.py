@@ -8,33 +8,41 @@ own error stands. The hooks are functions of this module, so a deep copy of the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espalier.errors import EspalierError
 from espalier.structure import Structure
 from espalier.surgery import shape_to, structure_of
 
 KEY = "espalier"
-FLAG = "_espalier_reshapes"
+FLAG = "_espalier_reshapes"  # copied with the model, as its hooks are; False makes them do nothing
 
-Bound = tuple[tuple[Optimizer, ...], tuple[nn.Module, ...]]
+# Weak on both sides: an optimizer's hooks hold its Pruner and so the model; a strong value would keep its own key alive.
+Bound = tuple[list[weakref.ref[Optimizer]], list[weakref.ref[nn.Module]]]
 _bound: weakref.WeakKeyDictionary[nn.Module, Bound] = weakref.WeakKeyDictionary()
 
 
 def install(model: nn.Module) -> None:
     """Make ``model`` record its structure on saving and take up a recorded one on loading. Twice is once."""
-    if not model.__dict__.get(FLAG):
-        model.__dict__[FLAG] = True
+    if FLAG not in model.__dict__:
         model.register_state_dict_post_hook(_record)  # type: ignore[no-untyped-call]
-        model.register_load_state_dict_pre_hook(_reshape)  # type: ignore[no-untyped-call]
+        model.register_load_state_dict_pre_hook(_take_up)  # type: ignore[no-untyped-call]
+    model.__dict__[FLAG] = True
+
+
+def uninstall(model: nn.Module) -> None:
+    """Neither record nor take up structures any more."""
+    if FLAG in model.__dict__:
+        model.__dict__[FLAG] = False
 
 
 def bind(model: nn.Module, optimizers: Sequence[Optimizer], followers: Sequence[nn.Module]) -> None:
-    """Name what has to be reshaped along when this very model (no copy of it) loads a state dict."""
-    _bound[model] = (tuple(optimizers), tuple(followers))
+    """Name what has to be reshaped along when this very model (no copy of it) loads other shapes. Keeps nothing alive."""
+    _bound[model] = ([weakref.ref(o) for o in optimizers], [weakref.ref(f) for f in followers])
 
 
 def unbind(model: nn.Module) -> None:
@@ -43,16 +51,35 @@ def unbind(model: nn.Module) -> None:
 
 
 def take_shape(model: nn.Module, structure: Structure) -> None:
-    """Give ``model``, and what is bound to it, the shapes of ``structure``."""
-    optimizers, followers = _bound.get(model, ((), ()))
-    shape_to(model, structure, optimizers=optimizers, followers=followers)
+    """``shape_to`` with the optimizers and followers that are bound to ``model``.
+
+    Raises:
+        EspalierError: if the structure belongs to another model. Nothing has changed then.
+    """
+    optimizers, followers = _bound.get(model, ([], []))
+    shape_to(
+        model,
+        structure,
+        optimizers=[o for ref in optimizers if (o := ref()) is not None],
+        followers=[f for ref in followers if (f := ref()) is not None],
+    )
 
 
 def _record(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    metadata[KEY] = structure_of(model).to_json()
+    if model.__dict__.get(FLAG):
+        metadata[KEY] = structure_of(model).to_json()
 
 
-def _reshape(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: object, **__: object) -> None:
+def _take_up(model: nn.Module, state: Mapping[str, Any], prefix: str, metadata: dict[str, Any], *_: object) -> None:
     text = metadata.get(KEY)
-    if text is not None:
-        take_shape(model, Structure.from_json(text))
+    if text is None or not model.__dict__.get(FLAG):
+        return
+    structure = Structure.from_json(text)
+    for name in structure.shapes:
+        tensor = state.get(prefix + name)
+        if isinstance(tensor, Tensor) and tuple(tensor.shape) != structure.shape(name):
+            raise EspalierError(
+                f"The state dict holds {name} as {list(tensor.shape)}, but its structure record says "
+                f"{list(structure.shape(name))}: the tensors were exchanged after saving."
+            )
+    take_shape(model, structure)

@@ -7,6 +7,8 @@ cut dimension are written down, relative to the model as it was built, with the 
 from __future__ import annotations
 
 import json
+import operator
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +25,15 @@ Place = tuple[str, int]  # name of a parameter or buffer, and one of its dimensi
 class Structure:
     """How a model differs in shape from the one that its constructor builds. The empty one means "as built".
 
+    Equal cuts give equal records: what is whole (all indices kept, an integer with its original value) is left out.
+
     Attributes:
         shapes: original shape of every parameter and buffer that was cut.
         kept: sorted original indices that are left, per cut dimension.
         integers: module integers that were rewritten, path -> (original, present) value.
+
+    Raises:
+        EspalierError: if the indices are not sorted, distinct and inside the shapes.
 
     Example:
         >>> once = Structure().cut({("a.weight", 0): (0, 2, 3)}, {"a.weight": (4, 5)}, {"a.out_features": (4, 3)})
@@ -41,6 +48,21 @@ class Structure:
     kept: Mapping[Place, tuple[int, ...]] = field(default_factory=dict)
     integers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        shapes = {name: tuple(map(operator.index, shape)) for name, shape in self.shapes.items()}
+        kept = {place: tuple(map(operator.index, indices)) for place, indices in self.kept.items()}
+        for (name, dim), indices in kept.items():
+            if name not in shapes:
+                raise EspalierError(f"The structure record is malformed: it does not give the shape of {name}.")
+            size = shapes[name][dim] if 0 <= dim < len(shapes[name]) else -1
+            if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= size:
+                raise EspalierError(f"The structure record keeps impossible indices of {name}, dimension {dim}.")
+        kept = {(name, dim): indices for (name, dim), indices in kept.items() if len(indices) < shapes[name][dim]}
+        cut = {name for name, _ in kept}
+        object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "shapes", {name: shape for name, shape in shapes.items() if name in cut})
+        object.__setattr__(self, "integers", {path: (a, b) for path, (a, b) in self.integers.items() if a != b})
+
     def __hash__(self) -> int:
         return hash(self.to_json())
 
@@ -50,7 +72,7 @@ class Structure:
         return not self.kept and not self.integers
 
     def shape(self, name: str) -> Shape:
-        """Present shape of a tensor that was cut at some time."""
+        """Present shape of a tensor in ``shapes``."""
         return tuple(len(self.kept.get((name, dim), range(size))) for dim, size in enumerate(self.shapes[name]))
 
     def cut(
@@ -66,7 +88,7 @@ class Structure:
             shapes: present shapes of the tensors in ``keep``.
             integers: rewritten module integers, path -> (present, new) value.
         """
-        original = {**{name: tuple(shape) for name, shape in shapes.items() if name not in self.shapes}, **self.shapes}
+        original = {**shapes, **self.shapes}
         kept = dict(self.kept)
         for (name, dim), indices in keep.items():
             before = kept.get((name, dim), range(original[name][dim]))
@@ -96,32 +118,31 @@ class Structure:
         """
         try:
             content = json.loads(text)
-            if content["version"] != VERSION:
+            if _whole(content["version"]) != VERSION:
                 raise EspalierError(f"The structure record has version {content['version']}; this espalier reads {VERSION}.")
-            structure = cls(
+            return cls(
                 {name: tuple(map(_whole, shape)) for name, shape in content["shapes"].items()},
                 {
-                    (name, int(dim)): tuple(map(_whole, indices))
+                    (name, _dimension(dim)): tuple(map(_whole, indices))
                     for name, dims in content["kept"].items()
                     for dim, indices in dims.items()
                 },
-                {path: (_whole(values[0]), _whole(values[1])) for path, values in content["integers"].items()},
+                {path: (_whole(a), _whole(b)) for path, (a, b) in content["integers"].items()},
             )
-            structure._check()
         except EspalierError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EspalierError(f"The structure record is malformed ({type(error).__name__}: {error}).") from error
-        return structure
-
-    def _check(self) -> None:
-        for (name, dim), indices in self.kept.items():
-            size = self.shapes[name][dim] if 0 <= dim < len(self.shapes[name]) else -1
-            if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= size:
-                raise EspalierError(f"The structure record keeps impossible indices of {name}, dimension {dim}.")
 
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise EspalierError(f"The structure record is malformed: {value!r} is no index or size.")
+        raise EspalierError(f"The structure record is malformed: {reprlib.repr(value)} is no index or size.")
     return value
+
+
+def _dimension(text: str) -> int:
+    """JSON keys are strings; only the plain spelling counts, so that no dimension can be named twice."""
+    if text not in map(str, range(16)):
+        raise EspalierError(f"The structure record is malformed: {reprlib.repr(text)} is no dimension.")
+    return int(text)

@@ -6,18 +6,23 @@ are cut along, moments and all; followers (EMA) too. A cut is all or nothing: ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.errors import EspalierError
+from espalier.optimizer_states import Axes, following
 from espalier.structure import Place, Shape, Structure
+from espalier.wrappers import unwrap
 
 ATTRIBUTE = "_espalier_structure"  # a plain attribute of the module: survives deepcopy, is no parameter and no buffer
+
 Keep = Mapping[Place, Sequence[int]]
+Dims = Mapping[int, tuple[int, ...]]  # dimension -> kept indices
 
 
 def structure_of(model: nn.Module) -> Structure:
@@ -39,8 +44,8 @@ def cut(
     """Keep only the named slices, in place.
 
     Args:
-        model: the module to cut.
-        keep: (name of parameter or buffer, dimension) -> sorted indices that stay.
+        model: the module to cut; names are those of the module inside its wrappers.
+        keep: (name of parameter or buffer, dimension) -> sorted indices that stay. One name of a shared tensor is enough.
         integers: module integers to rewrite, such as ``{"conv1.out_channels": 12}``.
         optimizers: their states are cut along.
         followers: models with the same names that are cut alike.
@@ -53,27 +58,27 @@ def cut(
         EspalierError: for names, dimensions or indices that are not there, and for optimizer states that nobody here knows
             how to cut. Nothing has changed then.
     """
-    places = {place: tuple(indices) for place, indices in keep.items()}
-    integers = dict(integers or {})
-    _check_places(model, places)
-    by_name: dict[str, dict[int, tuple[int, ...]]] = {}
-    for (name, dim), indices in places.items():
-        by_name.setdefault(name, {})[dim] = indices
-    old_integers = {path: _read_integer(model, path) for path in integers}
-    shapes = {name: tuple(_tensor(model, name).shape) for name in by_name}
-    structure = structure_of(model).cut(places, shapes, {p: (old_integers[p], new) for p, new in integers.items()})
+    model, integers = unwrap(model), dict(integers or {})
+    modules = [model, *(unwrap(follower) for follower in followers)]
+    plan = _plan(model, keep)
+    shapes = {name: tuple(_tensor(model, name).shape) for name in plan}
+    values = {path: (_integer(model, path), new) for path, new in integers.items()}
+    for follower in modules[1:]:
+        _check_follower(follower, structure_of(model), shapes, integers)
+    structure = structure_of(model).cut({(n, d): kept for n, dims in plan.items() for d, kept in dims.items()}, shapes, values)
 
-    commits: list[Callable[[], None]] = []
-    for module in (model, *followers):
-        for name, dims in by_name.items():
-            commits.append(_replacing(module, name, _slice(_tensor(module, name), dims)))
+    new = [{name: _sliced(_tensor(module, name), dims) for name, dims in plan.items()} for module in modules]
+    commits: list[Callable[[], object]] = []
+    for module, parts in zip(modules, new, strict=True):
+        commits += [partial(replace, _tensor(module, name), data) for name, data in parts.items()]
+    changes = {_tensor(model, name): (dims, new[0][name]) for name, dims in plan.items()}
     for optimizer in optimizers:
-        cuts = {_tensor(model, name): dims for name, dims in by_name.items() if isinstance(_tensor(model, name), nn.Parameter)}
-        commits += _state_commits(optimizer, cuts, _slice)
+        commits += following(optimizer, changes, _sliced_state)
     if masks is not None:
-        for name in by_name.keys() & masks.keys():
-            masks[name] = _slice(masks[name], by_name[name])
-    _carry_out(commits, (model, *followers), integers, structure)
+        sliced = {n: _sliced_mask(n, masks[n], shapes[n], plan[n], new[0][n]) for n in plan if n in masks}
+        commits.append(partial(masks.update, sliced))
+    commits += [partial(_note, module, integers, structure) for module in modules]
+    _carry_out(commits)
     return structure
 
 
@@ -83,35 +88,48 @@ def shape_to(
 ) -> None:
     """Give ``model`` the shapes of ``structure``, narrower or wider; what is in the changed tensors is zero until loaded.
 
+    Args:
+        model: the module, dense or cut already.
+        structure: the record to follow.
+        optimizers: states of the changed parameters get the new shapes, and zeros.
+        followers: models with the same names that are shaped alike.
+
     Raises:
         EspalierError: if the structure belongs to another model. Nothing has changed then.
     """
-    for module in (model, *followers):
-        present = structure_of(module)
-        if present == structure:
+    model = unwrap(model)
+    commits: list[Callable[[], object]] = []
+    for module in (model, *(unwrap(follower) for follower in followers)):
+        if structure_of(module) == structure:
             continue
-        commits: list[Callable[[], None]] = []
-        changed: dict[Tensor, Shape] = {}
-        for name in sorted({*present.shapes, *structure.shapes}):
-            old = _tensor(module, name)
-            original = present.shapes.get(name, tuple(old.shape))
-            if name in structure.shapes and tuple(structure.shapes[name]) != tuple(original):
-                raise EspalierError(
-                    f"The structure record says that {name} was built as {list(structure.shapes[name])}, but this model builds "
-                    f"it as {list(original)}: it belongs to another model."
-                )
-            shape = structure.shape(name) if name in structure.shapes else original
-            if tuple(old.shape) != tuple(shape):
-                commits.append(_replacing(module, name, _zeros(old, shape)))
-                changed[old] = shape
-        values = {path: original for path, (original, _) in present.integers.items()}
-        values |= {path: now for path, (_, now) in structure.integers.items()}
-        for path in values:
-            _read_integer(module, path)
+        shapes = target_shapes(module, structure)
+        zeros = {n: _zeros(t, shapes[n]) for n, t in _named(module) if tuple(t.shape) != shapes[n]}
+        commits += [partial(replace, _tensor(module, name), data) for name, data in zeros.items()]
         if module is model:
+            changes = {_tensor(model, name): data for name, data in zeros.items()}
             for optimizer in optimizers:
-                commits += _state_commits(optimizer, changed, _state_zeros)
-        _carry_out(commits, (module,), values, structure)
+                commits += following(optimizer, changes, _zeros_state)
+        commits.append(partial(_note, module, _target_integers(module, structure), structure))
+    _carry_out(commits)
+
+
+def target_shapes(model: nn.Module, structure: Structure) -> dict[str, Shape]:
+    """The shapes that all parameters and buffers of ``model`` have under ``structure``; nothing is changed.
+
+    Raises:
+        EspalierError: if the structure belongs to another model.
+    """
+    present = structure_of(model)
+    shapes = {name: present.shapes.get(name, tuple(tensor.shape)) for name, tensor in _named(model)}
+    for name, built in structure.shapes.items():
+        if shapes.get(name) != built:
+            here = f"builds it as {list(shapes[name])}" if name in shapes else "has no such parameter or buffer"
+            raise EspalierError(
+                f"The structure record says that {name} was built as {list(built)}, but this model {here}: "
+                f"it belongs to another model."
+            )
+        shapes[name] = structure.shape(name)
+    return shapes
 
 
 def replace(tensor: Tensor, new: Tensor) -> None:
@@ -126,31 +144,65 @@ def replace(tensor: Tensor, new: Tensor) -> None:
     tensor.data = new
 
 
-# -- tensors -------------------------------------------------------------------------------------------------------
+# -- new tensors ---------------------------------------------------------------------------------------------------
+# Fused optimizers compute wrong updates, without an error, where strides of state and parameter differ: both get the same.
 
 
-def _slice(tensor: Tensor, dims: Mapping[int, tuple[int, ...]]) -> Tensor:
-    """The kept part, in the memory format of the whole. Dimensions of size 1 (Adafactor) stay."""
+def _sliced(tensor: Tensor, dims: Dims) -> Tensor:
+    """The kept part, in the memory format of the whole, which ``index_select`` forgets."""
     part = tensor.detach()
     for dim, indices in dims.items():
-        if part.shape[dim] != 1 or len(indices) == 1:
-            part = part.index_select(dim, torch.tensor(indices, device=part.device))
-    return _formatted(part, tensor)
+        part = part.index_select(dim, torch.tensor(indices, device=part.device))
+    return _empty(tensor, part.shape).copy_(part)
 
 
-def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
-    return _formatted(torch.zeros(tuple(shape), dtype=like.dtype, device=like.device), like)
+def _zeros(tensor: Tensor, shape: Shape) -> Tensor:
+    return _empty(tensor, shape).zero_()
 
 
-def _state_zeros(state: Tensor, shape: Shape) -> Tensor:
-    """Zeros for a parameter of ``shape``; dimensions of size 1 (Adafactor) stay."""
-    return _zeros(state, [1 if size == 1 else new for size, new in zip(state.shape, shape, strict=True)])
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=_memory_format(like))
 
 
-def _formatted(tensor: Tensor, like: Tensor) -> Tensor:
-    """``index_select`` forgets channels-last; bring it back, or plain contiguity."""
-    last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """By the strides: where dimensions have size 1, a tensor is contiguous in both formats but strides still tell which."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if last is not None and tensor.is_contiguous(memory_format=last):
+        plain = torch.empty(tensor.shape, device="meta").stride()
+        exact = torch.empty(tensor.shape, device="meta", memory_format=last).stride()
+        if not tensor.is_contiguous() or (tensor.stride() == exact and exact != plain):
+            return last
+    return torch.contiguous_format
+
+
+def _with_strides_of(parameter: Tensor, state: Tensor) -> Tensor:
+    if state.shape != parameter.shape or state.stride() == parameter.stride():
+        return state
+    return torch.empty_like(parameter, dtype=state.dtype, device=state.device).copy_(state)
+
+
+def _sliced_state(parameter: Tensor, state: Tensor, axes: Axes, change: tuple[Dims, Tensor]) -> Tensor:
+    dims, new = change
+    own = {place: dims[axis] for place, axis in enumerate(axes) if axis is not None and axis in dims}
+    return _with_strides_of(new, _sliced(state, own))
+
+
+def _zeros_state(parameter: Tensor, state: Tensor, axes: Axes, new: Tensor) -> Tensor:
+    return _with_strides_of(new, _zeros(state, tuple(1 if axis is None else new.shape[axis] for axis in axes)))
+
+
+def _sliced_mask(name: str, mask: Tensor, shape: Shape, dims: Dims, new: Tensor) -> Tensor:
+    if tuple(mask.shape) != shape:
+        raise EspalierError(f"The mask of {name} has shape {list(mask.shape)}, but {name} has {list(shape)}.")
+    return _with_strides_of(new, _sliced(mask, dims))
+
+
+# -- looking things up, and refusing -------------------------------------------------------------------------------
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers; a shared one under each of its names."""
+    return chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
 
 
 def _tensor(model: nn.Module, name: str) -> Tensor:
@@ -165,73 +217,37 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _check_places(model: nn.Module, keep: Mapping[Place, tuple[int, ...]]) -> None:
-    for (name, dim), indices in keep.items():
-        shape = _tensor(model, name).shape
-        if not 0 <= dim < len(shape):
-            raise EspalierError(f"{name} has {len(shape)} dimensions; there is no dimension {dim} to cut.")
-        if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= shape[dim]:
+def _plan(model: nn.Module, keep: Keep) -> dict[str, dict[int, tuple[int, ...]]]:
+    """Checked kept indices by name and dimension, under every name of a shared tensor."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in _named(model):
+        names.setdefault(id(tensor), []).append(name)
+    plan: dict[str, dict[int, tuple[int, ...]]] = {}
+    for (name, dim), kept in keep.items():
+        tensor, indices = _tensor(model, name), tuple(int(index) for index in kept)
+        if not 0 <= dim < tensor.dim():
+            raise EspalierError(f"{name} has {tensor.dim()} dimensions; there is no dimension {dim} to cut.")
+        size = tensor.shape[dim]
+        if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= size:
             raise EspalierError(
-                f"The kept indices of {name}, dimension {dim}, must be sorted, distinct, not empty and below {shape[dim]}."
+                f"The kept indices of {name}, dimension {dim}, must be sorted, distinct, not empty and below {size}."
             )
+        for twin in names[id(tensor)]:
+            if plan.setdefault(twin, {}).setdefault(dim, indices) != indices:
+                raise EspalierError(f"{name} and {twin} are one tensor, so dimension {dim} must keep the same indices in both.")
+    return plan
 
 
-def _replacing(model: nn.Module, name: str, new: Tensor) -> Callable[[], None]:
-    tensor = _tensor(model, name)
-    return lambda: replace(tensor, new)
+def _check_follower(
+    follower: nn.Module, structure: Structure, shapes: Mapping[str, Shape], integers: Mapping[str, int]
+) -> None:
+    if structure_of(follower) != structure or any(tuple(_tensor(follower, n).shape) != s for n, s in shapes.items()):
+        raise EspalierError(f"The follower {type(follower).__name__} has other shapes than the model: build it from the model.")
+    for path in integers:
+        _integer(follower, path)
 
 
-# -- optimizer states ----------------------------------------------------------------------------------------------
-
-Cut = Callable[[Tensor, Any], Tensor]
-
-
-def _state_commits(optimizer: Optimizer, cuts: Mapping[Tensor, Any], new: Cut) -> list[Callable[[], None]]:
-    """What has to be done to the states of one optimizer, or a refusal."""
-    if type(optimizer).__name__ == "LBFGS":
-        return [lambda: _forget_history(optimizer)]
-    commits: list[Callable[[], None]] = []
-    for parameter, dims in cuts.items():
-        state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.numel() > 1:
-                _check_state(optimizer, key, value, parameter)
-                commits.append(_setting(state, key, new(value, dims), parameter))
-    return commits
-
-
-def _forget_history(optimizer: Optimizer) -> None:
-    """LBFGS keeps one flat vector of all parameters, and in a private attribute how long it is."""
-    optimizer.state.clear()
-    if hasattr(optimizer, "_numel_cache"):
-        optimizer._numel_cache = None
-
-
-def _check_state(optimizer: Optimizer, key: str, value: Tensor, parameter: Tensor) -> None:
-    """Known are tensors shaped like the parameter, with 1 where it is factored; everything else is refused."""
-    fits = value.dim() == parameter.dim() and all(v in (1, p) for v, p in zip(value.shape, parameter.shape, strict=True))
-    if not fits or not value.is_floating_point():
-        raise EspalierError(
-            f"The state {key!r} of {type(optimizer).__name__} has shape {list(value.shape)} for a parameter of shape "
-            f"{list(parameter.shape)}; it is not known how to cut it: use an optimizer whose states have the parameter's shape."
-        )
-
-
-def _setting(state: dict[str, Any], key: str, value: Tensor, parameter: Tensor) -> Callable[[], None]:
-    def commit() -> None:
-        """Fused optimizers compute wrong updates, without an error, where strides of state and parameter differ."""
-        if value.shape == parameter.shape and value.stride() != parameter.stride():
-            state[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-        else:
-            state[key] = value
-
-    return commit
-
-
-# -- module integers and the record --------------------------------------------------------------------------------
-
-
-def _read_integer(model: nn.Module, path: str) -> int:
+def _integer(model: nn.Module, path: str) -> int:
     owner, _, leaf = path.rpartition(".")
     try:
         value = getattr(model.get_submodule(owner), leaf)
@@ -242,13 +258,27 @@ def _read_integer(model: nn.Module, path: str) -> int:
     return value
 
 
-def _carry_out(
-    commits: Sequence[Callable[[], None]], modules: Sequence[nn.Module], integers: Mapping[str, int], structure: Structure
-) -> None:
+def _target_integers(model: nn.Module, structure: Structure) -> dict[str, int]:
+    """What the module integers are under ``structure``, back to the built value where it says nothing."""
+    present = structure_of(model).integers
+    for path, (built, _) in structure.integers.items():
+        here = present[path][0] if path in present else _integer(model, path)
+        if here != built:
+            raise EspalierError(
+                f"The structure record says that {path} was built as {built}, but this model builds it as {here}: "
+                f"it belongs to another model."
+            )
+    values = {path: built for path, (built, _) in present.items()}
+    return values | {path: now for path, (_, now) in structure.integers.items()}
+
+
+def _note(model: nn.Module, integers: Mapping[str, int], structure: Structure) -> None:
+    for path, value in integers.items():
+        owner, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, value)
+    model.__dict__[ATTRIBUTE] = structure
+
+
+def _carry_out(commits: Sequence[Callable[[], object]]) -> None:
     for commit in commits:
         commit()
-    for module in modules:
-        for path, value in integers.items():
-            owner, _, leaf = path.rpartition(".")
-            setattr(module.get_submodule(owner), leaf, value)
-        module.__dict__[ATTRIBUTE] = structure

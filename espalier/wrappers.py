@@ -10,14 +10,17 @@ NAMES = ("_orig_mod", "module")
 def unwrap(model: nn.Module) -> nn.Module:
     """The module that was wrapped, however often; ``model`` itself if it is no wrapper.
 
+    A module with tensors of its own is no wrapper, even if its only child happens to be called ``module``; the counter of
+    ``AveragedModel`` is the exception.
+
     Example:
         >>> inner = nn.Linear(2, 2)
         >>> unwrap(nn.DataParallel(inner)) is inner
         True
     """
-    while True:
-        children = dict(model.named_children())
-        inner = next((children[name] for name in NAMES if name in children), None)
-        if inner is None or len(children) > 1:
-            return model
+    while not model._parameters and not model._buffers.keys() - {"n_averaged"} and len(model._modules) == 1:
+        inner = next((model._modules[name] for name in NAMES if name in model._modules), None)
+        if inner is None:
+            break
         model = inner
+    return model

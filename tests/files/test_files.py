@@ -1,7 +1,5 @@
 """What is saved comes back bit by bit, sparse files are smaller, and nothing damaged or foreign is let in."""
 
-import json
-import struct
 import subprocess
 import sys
 
@@ -9,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import nn
 
 import espalier as es
+from espalier.files import read_metadata
 from espalier.surgery import structure_of
-from tests.helpers.cutting import cut_channels
-from tests.pruner.conftest import SmallNet
+from tests.helpers.cutting import CutAt, cut_channels
+from tests.pruner.conftest import SmallNet, train_step
 
 
 class Holder(nn.Module):
@@ -112,79 +110,62 @@ def test_another_process_needs_only_torch_espalier_and_the_constructor(tmp_path)
     assert float(done.stdout) == float(net[0].weight.detach().double().sum())
 
 
-@pytest.fixture
-def good(tmp_path):
-    es.save(masked_net(), tmp_path / "m.safetensors")
-    return tmp_path / "m.safetensors"
+def test_a_model_in_training_takes_its_optimizer_and_average_along(tmp_path):
+    net = SmallNet()
+    cut_channels(net, [1, 2])
+    es.save(net, tmp_path / "m.safetensors")
+    live = SmallNet()
+    optimizer = torch.optim.SGD(live.parameters(), lr=0.1, momentum=0.9)
+    ema = torch.optim.swa_utils.AveragedModel(live)
+    es.Pruner(live, optimizer, CutAt(at=30, width=2), total_steps=90, followers=[ema])
+    train_step(live, optimizer, 0)
+    es.load(tmp_path / "m.safetensors", live)
+    assert ema.module.conv1.weight.shape[0] == 2
+    train_step(live, optimizer, 1)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
-def test_truncated_files_are_refused(good, share):
-    data = good.read_bytes()
-    good.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(es.EspalierError, match="damaged or no safetensors file"):
-        es.load(good, SmallNet(width=32))
+@pytest.mark.parametrize("wrap", [lambda net: torch.compile(net, backend="eager"), nn.DataParallel])
+def test_cut_models_are_saved_out_of_their_wrappers(tmp_path, wrap):
+    net = SmallNet()
+    cut_channels(net, [1, 2])
+    es.save(wrap(net), tmp_path / "m.safetensors")
+    assert torch.equal(es.load(tmp_path / "m.safetensors", SmallNet()).conv1.weight, net.conv1.weight)
 
 
-def test_foreign_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(es.EspalierError, match="There is no file"):
-        es.load(tmp_path / "none", SmallNet())
-    torch.save({"a": 1}, tmp_path / "pickle.pt")
-    with pytest.raises(es.EspalierError, match="no safetensors file"):
-        es.load(tmp_path / "pickle.pt", SmallNet())
-    save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
-    with pytest.raises(es.EspalierError, match="was not written by espalier"):
-        es.load(tmp_path / "plain.safetensors", SmallNet())
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.count = torch.tensor(0.0)
+
+    def get_extra_state(self):
+        return self.count.clone()
+
+    def set_extra_state(self, state):
+        self.count = state
 
 
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        (lambda: SmallNet(width=16), "in the file and torch.float32"),
-        (lambda: nn.Linear(2, 2), "does not fit this Linear"),
-        (lambda: SmallNet(width=32).double(), "torch.float32 .* in the file and torch.float64"),
-    ],
-)
-def test_files_of_other_models_are_refused(good, model, words):
-    with pytest.raises(es.EspalierError, match=words):
-        es.load(good, model())
+def test_extra_state_of_modules_is_handed_back_to_them(tmp_path):
+    counter = Counter()
+    counter.count += 7
+    es.save(counter, tmp_path / "m.safetensors")
+    assert es.load(tmp_path / "m.safetensors", Counter()).count == 7
 
 
-def rewrite(path, change):
-    """Change the espalier header of a file and put it back."""
-    data = path.read_bytes()
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    content = json.loads(header["__metadata__"]["espalier"])
-    change(content)
-    header["__metadata__"]["espalier"] = json.dumps(content)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+def test_metadata_rides_along(tmp_path):
+    es.save(SmallNet(), tmp_path / "m.safetensors", metadata={"model": "small", "args": [1, None]})
+    assert read_metadata(tmp_path / "m.safetensors") == {"model": "small", "args": [1, None]}
+    es.save(SmallNet(), tmp_path / "m.safetensors")
+    assert read_metadata(tmp_path / "m.safetensors") == {}
+    with pytest.raises(es.EspalierError, match="JSON can hold"):
+        es.save(SmallNet(), tmp_path / "m.safetensors", metadata={"model": object()})
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda c: c["sparse"].update({"conv1.weight": [10**9, 10**9]}),
-        lambda c: c["sparse"].update({"conv1.weight": [-1, 4]}),
-        lambda c: c["sparse"].update({"conv1.weight": "big"}),
-        lambda c: c["sparse"].update({"nothing": [4]}),
-        lambda c: c["aliases"].update({"conv1.weight": "nothing"}),
-        lambda c: c.pop("structure"),
-        lambda c: c.update(format="9"),
-        lambda c: c.update(structure="{}"),
-        lambda c: c.update(
-            structure=json.dumps({"version": 1, "shapes": {"x": [9]}, "kept": {"x": {"0": [1]}}, "integers": {}})
-        ),
-    ],
-)
-def test_hostile_headers_are_refused(good, change):
-    rewrite(good, change)
-    with pytest.raises(es.EspalierError):
-        es.load(good, SmallNet(width=32))
+def test_a_model_whose_only_child_is_called_module_keeps_its_own_parameters(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+            self.scale = nn.Parameter(torch.tensor(value))
 
-
-def test_a_place_that_cannot_be_written_is_one_sentence_and_the_old_file_stays(good):
-    with pytest.raises(es.EspalierError, match="could not be written"):
-        es.save(SmallNet(), good.parent / "no" / "folder" / "m.safetensors")
+    es.save(Scaled(7.0), tmp_path / "m.safetensors")
+    assert float(es.load(tmp_path / "m.safetensors", Scaled(1.0)).scale.detach()) == 7.0
