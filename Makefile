@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/espalier compare digits --methods dense,one-shot,iterative,agp,ocp --sparsity 0.9,0.95 \
 	    --seeds 0,1,2 --jobs 2 --out runs/demo
-	@$(BIN)/espalier report runs/demo
+	@$(BIN)/espalier report runs/demo --out runs/demo/report.html
 
 test: lint
 	@$(BIN)/python -m pytest -n $(JOBS)

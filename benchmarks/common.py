@@ -17,7 +17,9 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(variants: dict[str, Callable[[], None]], rounds: int, *, warmup: int = 2, seed: int = 0) -> dict[str, list[float]]:
+def interleaved(
+    variants: dict[str, Callable[[], None]], rounds: int, *, warmup: int = 2, seed: int = 0
+) -> dict[str, list[float]]:
     """Seconds of every variant, one call each a round, in an order that is shuffled anew every round."""
     order, times = list(variants), {name: [] for name in variants}
     shuffle = random.Random(seed)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Sequence
 
-import typer
+try:
+    import typer
+except ImportError:
+    raise SystemExit("The command line needs some more packages: pip install 'espalier[train]'.") from None
 
 from espalier.cli.compare import compare
 from espalier.cli.evaluate import evaluate
@@ -27,10 +32,19 @@ app.command()(report)
 app.command("list")(list_names)
 
 
-def main() -> None:
-    """Entry point: bad input ends in one sentence on standard error and exit code 2, never in a traceback."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: bad input ends in one sentence on standard error and exit code 2, never in a traceback.
+
+    Args:
+        arguments: what follows the command's name; None takes it from the command line.
+    """
     try:
-        app()
+        app(args=arguments)
     except EspalierError as error:
         print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"The disk is full ({error.filename}): free some space and give the same command again.", file=sys.stderr)
         raise SystemExit(2) from None

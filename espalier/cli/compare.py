@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,7 @@ def compare(
     )
     outcomes: list[Outcome] = []
     name = loaded.name or "runs"
+    signal.signal(signal.SIGTERM, _leave)
     with Watch(len(planned), jobs) as watch:
         for outcome in carry_out(planned, jobs, watch.tell, watch.tick):
             outcomes.append(outcome)
@@ -60,6 +62,10 @@ def compare(
     if failed:
         typer.echo(f"{len(failed)} of {len(outcomes)} runs failed; the same command tries them again.", err=True)
         raise typer.Exit(1)
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # unwinds, so that the runs under way save their checkpoints
 
 
 def numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
@@ -77,20 +83,21 @@ def numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
 def print_table(lines: list[Line], name: str) -> None:
     """Show the table on the terminal."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from espalier.recipes.table import HEADER
-
-    table = Table(title=name)
-    for head in HEADER:
-        table.add_column(head, justify="left" if head == "method" else "right")
+    heads = ("epochs", "sparsity", "method", "accuracy %", "spread", "n", "zeros %", "of all %", "time")
+    table = Table(*(Column(head, justify="left" if head == "method" else "right") for head in heads), box=None)
+    table.title, table.padding, table.pad_edge = name, (0, 2, 0, 0), False
     before = None
     for line in lines:
         here = (line.epochs, line.sparsity)
         if before is not None and here != before:
-            table.add_section()
+            table.add_row()
         before = here
-        table.add_row(*line.cells())
+        *start, n, failed, selected, everything, time = line.cells()
+        if line.failed:
+            n = f"{n} ({failed} failed)"
+        table.add_row(*start, n, selected, everything, time)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
@@ -99,24 +106,16 @@ class Watch:
 
     def __init__(self, total: int, jobs: int) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._live = sys.stdout.isatty()
         self._total, self._count = total, 0
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
             console=Console(),
             disable=not self._live,
         )
@@ -135,18 +134,20 @@ class Watch:
         if not self._live:
             print(line, flush=True)
 
-    def tick(self, running: dict[PlannedRun, str]) -> None:
-        """Show how far the running ones are."""
+    def tick(self, running: Sequence[PlannedRun]) -> None:
+        """Show how far the runs under way are."""
+        from espalier.recipes.runs import read_metrics
+
         if not self._live:
             return
-        lines = list(running.items())
-        for place, slot in enumerate(self._slots):
-            if place < len(lines):
-                run, said = lines[place]
-                done = int(said.partition("epoch ")[2].partition("/")[0] or 0)
-                self._bar.update(slot, description=said, completed=done, total=run.recipe.train.epochs, visible=True)
-            else:
-                self._bar.update(slot, visible=False)
+        for slot in self._slots[len(running) :]:
+            self._bar.update(slot, visible=False)
+        for slot, run in zip(self._slots, running, strict=False):
+            rows = read_metrics(run.folder)
+            said = run.label.rpartition(",")[0]
+            if rows:
+                said += f"  val {rows[-1]['val_acc']:.1%}  sparsity {rows[-1]['sparsity']:.1%}"
+            self._bar.update(slot, description=said, completed=len(rows), total=run.recipe.train.epochs, visible=True)
 
     def finished(self, outcome: Outcome) -> None:
         """A run is over."""

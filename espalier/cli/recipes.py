@@ -13,7 +13,7 @@ INSTALLED = Path(__file__).resolve().parents[1] / "ready_recipes"
 
 def ready_recipes() -> dict[str, Path]:
     """Names and files of the recipes that come with Espalier."""
-    folder = READY if READY.is_dir() else INSTALLED
+    folder = INSTALLED if INSTALLED.is_dir() else READY
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

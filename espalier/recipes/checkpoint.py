@@ -49,7 +49,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], position: Position, re
     if not all_finite(_tensors(learned)):
         raise EspalierError(
             f"The weights or the optimizer's state are not finite after step {position.step}: lower optimizer.lr "
-            f"or set train.clip_norm; the last good checkpoint is kept."
+            f"or set train.clip_norm; the last good checkpoint, if there is one, is kept."
         )
     buffer = io.BytesIO()
     head = {"format": FORMAT, "recipe_hash": recipe_hash, "position": asdict(position)}

@@ -80,7 +80,10 @@ def plan(
 
 
 def carry_out(
-    planned: Sequence[PlannedRun], jobs: int, tell: Callable[[str], None], tick: Callable[[dict[PlannedRun, str]], None]
+    planned: Sequence[PlannedRun],
+    jobs: int,
+    tell: Callable[[str], None],
+    tick: Callable[[Sequence[PlannedRun]], None],
 ) -> Iterator[Outcome]:
     """Run what is not finished, `jobs` processes at a time; a failure is recorded and the rest goes on.
 
@@ -90,7 +93,7 @@ def carry_out(
         planned: what to run.
         jobs: processes at a time.
         tell: takes a line whenever a run starts.
-        tick: takes, a few times a second, how far the running ones are.
+        tick: takes, once a second or so, the runs that are under way.
     """
     waiting: list[PlannedRun] = []
     for run in planned:
@@ -101,6 +104,7 @@ def carry_out(
             waiting.append(run)
     cores = _cores()
     free = list(range(jobs))
+    shown = 0.0
     running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
     try:
         while waiting or running:
@@ -114,7 +118,9 @@ def carry_out(
                     del running[slot]
                     free.append(slot)
                     yield _outcome(run, process.returncode)
-            tick({run: _how_far(run) for run, _ in running.values()})
+            if time.monotonic() > shown + 1:
+                tick([run for run, _ in running.values()])
+                shown = time.monotonic()
             time.sleep(0.1)
     finally:  # Ctrl-C, or the caller stopped listening: let the runs save their checkpoints
         for _, process in running.values():
@@ -136,9 +142,7 @@ def _start(run: PlannedRun, core: int | None, *, one_thread: bool) -> subprocess
     runs.write_atomically(recipe, yaml.safe_dump(resolved(run.recipe), sort_keys=False).encode())
     command = [sys.executable, "-m", "espalier.cli", "train", str(recipe), "--folder", str(run.folder), *extra]
     with (run.folder / "train.log").open("ab") as log:
-        return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-        )
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
 
 
 def _outcome(run: PlannedRun, code: int) -> Outcome:
@@ -152,16 +156,6 @@ def _outcome(run: PlannedRun, code: int) -> Outcome:
         error = f"the process was ended by signal {-code}"
     runs.write_json(run.folder / runs.FAILURE, {"error": error, "exit_code": code})
     return Outcome(run, "failed", error=error)
-
-
-def _how_far(run: PlannedRun) -> str:
-    try:
-        rows = runs.read_metrics(run.folder)
-    except ValueError:
-        rows = []
-    done = len(rows)
-    said = f"{run.label}: epoch {done}/{run.recipe.train.epochs}"
-    return said + (f", val {rows[-1]['val_acc']:.1%}, sparsity {rows[-1]['sparsity']:.1%}" if rows else "")
 
 
 def _cores() -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,18 @@ def train(
     folder = Path(folder) if folder is not None else Path(runs_folder) / runs.run_name(recipe)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    with processes(recipe.train.device) as procs:
-        if not procs.leads:
-            procs.wait()
-            done = runs.read_result(folder)
-            return done if done is not None else Engine(recipe, folder, procs, quiet=True).run()
-        runs.open_run(folder, recipe)
-        with runs.locked(folder):
-            runs.remove_leftovers(folder)
-            procs.wait()
-            done = runs.read_result(folder)
-            return done if done is not None else Engine(recipe, folder, procs, quiet=quiet).run()
+    with processes(recipe.train.device) as procs, runs.claimed(folder, recipe) if procs.leads else nullcontext():
+        procs.wait()
+        done: dict[str, Any] | None = procs.collect(runs.read_result(folder))[0]
+        if done is not None:
+            return done
+        try:
+            return Engine(recipe, folder, procs, quiet=quiet or not procs.leads).run()
+        except torch.OutOfMemoryError as error:
+            raise EspalierError(
+                f"The device's memory is too small ({str(error).splitlines()[0].rstrip('.')}): lower train.batch_size, and "
+                f"raise train.accumulate by the same factor to keep the batches of a step as large."
+            ) from None
 
 
 class Engine:
@@ -178,12 +180,14 @@ class Engine:
         """The only place where the loop waits for the device."""
         loss, accuracy = self.tally.read(self.processes)
         if not math.isfinite(loss):
-            place = f"epoch {self.position.epoch + 1}, step {self.position.step}"
-            raise EspalierError(
-                f"The loss is not finite ({place}): lower optimizer.lr or set train.clip_norm; "
-                f"the last good checkpoint is kept in {str(self.folder)!r}."
-            )
+            raise self._not_finite("The loss")
         self._progress.show(loss, accuracy, self.parts.pruner.sparsity)
+
+    def _not_finite(self, what: str) -> EspalierError:
+        return EspalierError(
+            f"{what} is not finite (epoch {self.position.epoch + 1}, step {self.position.step}): lower optimizer.lr or set "
+            f"train.clip_norm; the last good checkpoint, if there is one, is kept in {str(self.folder)!r}."
+        )
 
     def _end_epoch(self) -> None:
         """Validate, write the epoch's row, save."""
@@ -193,7 +197,10 @@ class Engine:
         since, first = self._epoch_started
         spent = max(time.monotonic() - since, 1e-9)
         images = (len(parts.data.train) - first) * self.recipe.train.batch_size
+        self.processes.align_buffers(parts.model, parts.ema)
         val_loss, val_acc = evaluate(parts.model, parts.data.val.epoch(0), self.processes, parts.autocast)
+        if not math.isfinite(val_loss):
+            raise self._not_finite("The validation loss")
         row: dict[str, Any] = {
             "epoch": position.epoch + 1,
             "step": position.step,
@@ -272,3 +279,5 @@ class Engine:
         if found is not None:
             content, self.position = found
             unpack(content, self.parts, self.tally)
+        if len(set(self.processes.collect(self.position.step))) > 1:
+            raise EspalierError(f"The processes find different checkpoints: {str(self.folder)!r} must be a shared folder.")

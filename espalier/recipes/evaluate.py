@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import espalier as es
 from espalier.errors import EspalierError
 from espalier.recipes.processes import Processes
 from espalier.recipes.recipe import load_recipe
@@ -72,7 +71,7 @@ def evaluate_file(weights: Path, recipe: Recipe | None, overrides: list[str], pr
     """Test a saved model on the test split of its recipe's data.
 
     Args:
-        weights: a file written by `espalier.save`.
+        weights: a file written by `espalier.save`, or another state dict that the model takes.
         recipe: how to build model and data; None reads `recipe.yaml` beside the file.
         overrides: `key=value` for the recipe that is read.
         processes: where to run.
@@ -88,8 +87,8 @@ def evaluate_file(weights: Path, recipe: Recipe | None, overrides: list[str], pr
             raise EspalierError(f"There is no {RECIPE} beside {str(weights)!r}: name one with --recipe.")
         recipe = load_recipe(beside, overrides)
     data = open_recipe_data(recipe, processes)
-    bare = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
-    model = es.load(weights, build_recipe_model(bare, data)).to(processes.device)
+    filled = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": str(weights)})})
+    model = build_recipe_model(filled, data).to(processes.device)
     loss, accuracy = evaluate(model, data.test.epoch(0), processes)
     parameters = list(model.parameters())
     return {

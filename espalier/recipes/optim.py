@@ -21,9 +21,7 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
     matrices = [p for p in params if spec.decay_all or p.ndim >= 2]
     vectors = [p for p in params if not spec.decay_all and p.ndim < 2]
     groups = [
-        {"params": group, "weight_decay": decay}
-        for group, decay in ((matrices, spec.weight_decay), (vectors, 0.0))
-        if group
+        {"params": group, "weight_decay": decay} for group, decay in ((matrices, spec.weight_decay), (vectors, 0.0)) if group
     ]
     if spec.name == "sgd":
         if spec.nesterov and spec.momentum == 0:
@@ -45,7 +43,7 @@ class LRCurve:
 
     Example:
         >>> curve = LRCurve(LRScheduleSpec(name="one-cycle"), lr=1.0, total_steps=100)
-        >>> curve.lr_at(0), curve.lr_at(24), round(curve.lr_at(99), 7)
+        >>> round(curve.lr_at(0), 7), curve.lr_at(24), round(curve.lr_at(99), 7)
         (0.04, 1.0, 1e-05)
     """
 

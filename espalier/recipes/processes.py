@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 
@@ -44,6 +44,12 @@ class Processes:
         things: list[Any] = [None] * self.world
         dist.all_gather_object(things, thing, group=self.group)
         return things
+
+    def align_buffers(self, *models: nn.Module | None) -> None:
+        """Give every process the leader's buffers: batch norm statistics differ between processes while training."""
+        if self.group is not None:
+            for buffer in (b for model in models if model is not None for b in model.buffers()):
+                dist.broadcast(buffer, src=0, group=self.group)
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from espalier.recipes.spec import Recipe
@@ -19,9 +19,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         return None
 
     def start_epoch(self, epoch: int, batch: int) -> None:
@@ -66,15 +64,14 @@ class Bar(Progress):
     def __init__(self, recipe: Recipe, batches: int, console: Console) -> None:
         self._epochs, self._batches, self._images = recipe.train.epochs, batches, recipe.train.batch_size
         self._base = self._first = 0
-        self._bar = RichProgress(
+        self._bar = RichProgress(  # fits into 80 columns
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=8),
+            TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[said]}"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=False),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
         )
         self._task = self._bar.add_task("", total=self._epochs * batches, said="", rate="")
@@ -83,9 +80,7 @@ class Bar(Progress):
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
     def start_epoch(self, epoch: int, batch: int) -> None:
@@ -97,18 +92,21 @@ class Bar(Progress):
 
     def show(self, loss: float, accuracy: float, sparsity: float) -> None:
         speed = self._bar.tasks[0].speed
-        rate = f"{speed * self._images:.0f} images/s" if speed else ""
-        said = f"loss {loss:.3f}  train {accuracy:.1%}  sparsity {sparsity:.1%}"
+        rate = f"{speed * self._images:.0f} img/s" if speed else ""
+        said = f"loss {loss:.3f}  sparsity {sparsity:.1%}"
         self._bar.update(self._task, said=said, rate=rate)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        self._bar.console.print(
+        self._print(
             f"epoch {row['epoch']:>3}  loss {row['train_loss']:.4f}  train {row['train_acc']:.2%}  "
             f"val {row['val_acc']:.2%}  sparsity {row['sparsity']:.2%}"
         )
 
     def end(self, result: dict[str, Any]) -> None:
-        self._bar.console.print(ending(result))
+        self._print(ending(result))
+
+    def _print(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def make_progress(recipe: Recipe, batches: int, *, quiet: bool) -> Progress:

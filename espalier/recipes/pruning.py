@@ -37,23 +37,22 @@ def build_method(spec: PruningSpec) -> Any:
         >>> build_method(PruningSpec(method="ocp", sparsity=0.9)).sparsity
         0.9
     """
-    if spec.method not in es.METHODS:
-        hint = nearest(spec.method, es.METHODS)
-        raise EspalierError(f"The recipe's pruning.method {spec.method!r} is unknown: {hint}")
-    method = es.METHODS[spec.method]
+    method = _method_class(spec.method)
     known = method_arguments(spec.method)
     given = spec.args
+    if takes_sparsity(spec.method) and spec.sparsity is None:
+        raise EspalierError(f"The method {spec.method!r} needs pruning.sparsity, such as pruning.sparsity=0.9.")
     if "sparsity" in known:
-        if spec.sparsity is None:
-            raise EspalierError(f"The method {spec.method!r} needs pruning.sparsity, such as pruning.sparsity=0.9.")
         given["sparsity"] = spec.sparsity
+    elif spec.method in SCHEDULES:
+        given["curve"] = spec.method
     for key in given:
         if key not in known:
             raise EspalierError(f"The method {spec.method!r} has no argument {key!r}: {nearest(key, known)}")
     if isinstance(given.get("pattern"), str):
         given["pattern"] = parse_pattern(given["pattern"])
-    if isinstance(given.get("schedule"), (str, dict)):
-        given["schedule"] = parse_schedule(given["schedule"], spec.sparsity)
+    if isinstance(given.get("curve"), (str, dict)):
+        given["curve"] = parse_schedule(given["curve"], spec.sparsity)
     try:
         return method(**given)
     except TypeError as error:
@@ -62,7 +61,12 @@ def build_method(spec: PruningSpec) -> Any:
 
 def method_arguments(name: str) -> list[str]:
     """Names of the arguments that a method takes."""
-    return list(inspect.signature(es.METHODS[name]).parameters)
+    return list(inspect.signature(_method_class(name)).parameters)
+
+
+def takes_sparsity(name: str) -> bool:
+    """Whether the method has a target at all."""
+    return bool({"sparsity", "curve"} & set(method_arguments(name)))
 
 
 def for_method(spec: PruningSpec, method: str, sparsity: float | None) -> PruningSpec:
@@ -71,12 +75,21 @@ def for_method(spec: PruningSpec, method: str, sparsity: float | None) -> Prunin
     What both take (scope, pattern, criterion, include, ...) says *where* to prune and is kept, so that methods are
     compared on the same weights.
     """
-    if method not in es.METHODS:
-        raise EspalierError(f"The method {method!r} is unknown: {nearest(method, es.METHODS)}")
     known = method_arguments(method)
+    if sparsity is not None and not 0 <= sparsity < 1:
+        raise EspalierError(f"A sparsity is a share of at least 0 and less than 1, such as 0.9; got {sparsity:g}.")
     where = [f.name for f in dataclasses.fields(Scheduled)]
     kept = {k: v for k, v in spec.args.items() if k in known and (method == spec.method or k in where)}
-    return PruningSpec(method=method, sparsity=sparsity if "sparsity" in known else None, **kept)
+    return PruningSpec(method=method, sparsity=sparsity if takes_sparsity(method) else None, **kept)
+
+
+def _method_class(name: str) -> type[es.Method]:
+    """The class of a method; the name of a schedule stands for following that schedule."""
+    if name in es.METHODS:
+        return es.METHODS[name]
+    if name in SCHEDULES:
+        return es.Follow
+    raise EspalierError(f"The method {name!r} is unknown: {nearest(name, [*es.METHODS, *SCHEDULES])}")
 
 
 def parse_pattern(text: str) -> Pattern:

@@ -37,9 +37,7 @@ def make_result(
         "val_loss": last.get("val_loss"),
         "sparsity": report.sparsity,
         "sparsity_all": report.sparsity_all,
-        "layers": [
-            {"name": x.name, "shape": list(x.shape), "total": x.total, "zeros": x.zeros} for x in report.layers
-        ],
+        "layers": [{"name": x.name, "shape": list(x.shape), "total": x.total, "zeros": x.zeros} for x in report.layers],
         "params": sum(p.numel() for p in parts.model.parameters()),
         "images": dict(parts.data.info.sizes),
         "seconds": seconds,

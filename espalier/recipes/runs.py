@@ -75,7 +75,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files of a process that was killed while writing. Needs the lock."""
-    for temporary in folder.glob(".*.tmp"):
+    for temporary in (*folder.glob(".*.tmp"), *folder.glob(".*.part")):
         temporary.unlink(missing_ok=True)
 
 
@@ -113,6 +113,15 @@ def locked(folder: Path) -> Iterator[None]:
             raise EspalierError(
                 f"Another process is writing to {str(folder)!r}: wait for it, or choose another folder."
             ) from None
+        yield
+
+
+@contextmanager
+def claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Open the run folder for writing: checked, locked, cleared of temporary files."""
+    open_run(folder, recipe)
+    with locked(folder):
+        remove_leftovers(folder)
         yield
 
 

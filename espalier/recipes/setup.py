@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -65,9 +66,7 @@ def build_training(recipe: Recipe, processes: Processes) -> Training:
     method = build_method(recipe.pruning)
     data = open_recipe_data(recipe, processes)
     if len(data.train) == 0:
-        raise EspalierError(
-            f"The training split is smaller than one batch of {train.batch_size}: lower train.batch_size."
-        )
+        raise EspalierError(f"The training split is smaller than one batch of {train.batch_size}: lower train.batch_size.")
     seed_everything(recipe.seed)
     model = build_recipe_model(recipe, data).to(device)
     if train.channels_last:
@@ -136,12 +135,22 @@ def data_path(spec: DataSpec) -> str | None:
 def build_recipe_model(recipe: Recipe, data: Data) -> nn.Module:
     """Build the recipe's model for the classes and channels of the data, with its start weights."""
     spec = recipe.model
+    ours = spec.weights is not None and _written_by_espalier(Path(spec.weights).expanduser())
     arguments: dict[str, Any] = {"num_classes": data.info.num_classes, "in_channels": data.info.in_channels}
     try:
-        model: nn.Module = build_model(spec.name, weights=spec.weights, **arguments, **spec.args)
+        model: nn.Module = build_model(spec.name, weights=None if ours else spec.weights, **arguments, **spec.args)
     except TypeError as error:
         raise EspalierError(f"The recipe's model section does not fit the model {spec.name!r} ({error}).") from None
-    return model
+    return es.load(Path(str(spec.weights)).expanduser(), model) if ours else model
+
+
+def _written_by_espalier(path: Path) -> bool:
+    """Whether it is a file of `espalier.save`, whose tensors are packed."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "espalier" in (file.metadata() or {})
+    except (OSError, SafetensorError):  # a name such as "pretrained", or a file of another kind
+        return False
 
 
 def seed_everything(seed: int) -> None:

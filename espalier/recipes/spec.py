@@ -110,7 +110,7 @@ class TrainSpec(BaseModel):
 
 
 class PruningSpec(BaseModel):
-    """`pruning`: a method that `espalier list methods` knows; further keys are that method's arguments."""
+    """`pruning`: a method that `espalier list methods` knows, or a schedule; further keys are its arguments."""
 
     model_config = _OPEN
     method: str = "dense"
@@ -153,6 +153,5 @@ SHORTHAND = {"model": "name", "data": "name", "optimizer": "name", "lr_schedule"
 def expand_shorthand(raw: dict[str, Any]) -> dict[str, Any]:
     """Turn `model: resnet20` into `model: {name: resnet20}`, likewise for the other sections that have a name."""
     return {
-        key: {SHORTHAND[key]: value} if key in SHORTHAND and isinstance(value, str) else value
-        for key, value in raw.items()
+        key: {SHORTHAND[key]: value} if key in SHORTHAND and isinstance(value, str) else value for key, value in raw.items()
     }

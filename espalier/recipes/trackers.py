@@ -53,7 +53,12 @@ class MLflow:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self._mlflow: Any = _need("mlflow", "mlflow")
         self._mlflow.set_experiment(recipe.name or "espalier")
-        self._mlflow.start_run(run_name=folder.name)
+        known = folder / ".mlflow_run"
+        if known.exists():  # a resumed training continues its record
+            self._mlflow.start_run(run_id=known.read_text().strip())
+            return
+        run = self._mlflow.start_run(run_name=folder.name)
+        known.write_text(run.info.run_id)
         self._mlflow.log_params(_flat(resolved(recipe)))
 
     def log(self, row: dict[str, Any], step: int) -> None:

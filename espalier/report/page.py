@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,7 @@ def _findings(rows: Sequence[Row]) -> Iterable[str]:
         ]
         against = "" if best.against_dense == numbers.NOTHING else f", {best.against_dense} points against dense"
         close = f"; {' and '.join(near)} within one standard deviation of it" if near else ""
+        close = close if row.n > 1 else "; one run, so no spread is known"
         yield f"{best.sparsity} zeros, {best.budget}: {best.method} is ahead with {best.accuracy} %{against}{close}."
 
 
@@ -207,5 +209,6 @@ def _write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise EspalierError(f"{str(path)!r} cannot be written ({error.strerror}); choose another place.") from None

@@ -114,7 +114,7 @@ def draw(chart: Chart, css: str = "") -> str:
         css: style rules to put inside, for a drawing that stands alone as a file.
     """
     legend, legend_height = _legend(chart.series)
-    top = _TOP + 20 + legend_height + 26
+    top = _TOP + 20 + legend_height + 31
     area = _Area(chart, chart.left, top, WIDTH - chart.left - _RIGHT, chart.height)
     height = top + chart.height + _BOTTOM
     size = f'width="{1.4 * WIDTH:g}" height="{1.4 * height:g}" ' if css else ""
@@ -159,7 +159,7 @@ class _Area:
     def frame(self) -> str:
         """Grid lines, ticks and the names of the axes."""
         bottom, right = self.top + self.height, self.left + self.width
-        parts = [_text(12, self.top - 10, self.chart.y.name, "soft")]
+        parts = [_text(12, self.top - 14, self.chart.y.name, "soft")]
         for value, text in self.chart.y.ticks:
             y = self.py(value)
             parts.append(f'<path class="grid" d="M{self.left:g} {y:.1f}H{right:g}"/>')
@@ -234,7 +234,7 @@ def mark(slot: int, x: float, y: float, note: str = "", *, small: bool = False) 
 
 def text_width(words: str) -> float:
     """About how wide words come out, in pixels of the drawing; generous, because phones get larger letters."""
-    return sum(4.2 if c in "fijlrt.,:;-'|()[] " else 10.5 if c in "mwMW%" else 7.4 for c in words)
+    return sum(5.0 if c in "fijlrt.,:;-'|()[] " else 11.0 if c in "mwMW%" else 7.7 for c in words)
 
 
 def _legend(series: Sequence[Series]) -> tuple[str, float]:

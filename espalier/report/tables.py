@@ -10,15 +10,13 @@ from espalier.summary import Row
 
 COLUMNS = ("method", "sparsity", "budget", "accuracy", "vs dense", "runs", "of selected", "of all", "time")
 
-_AS_FAST = 1.02  # times this close are not told apart
-
 
 @dataclass(frozen=True)
 class TableRow:
     """One row in words.
 
-    `best` marks the highest mean accuracy among its rivals; `fastest` the shortest time, and those within 2 % of it,
-    unless that is all of them.
+    `best` marks the highest mean accuracy among its rivals; `fastest` the shortest time, and those that noise could
+    explain, unless that is all of them.
     """
 
     row: Row
@@ -84,11 +82,6 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in (head, ruler, *lines))
 
 
-def dense_free(rows: Iterable[Row]) -> list[Row]:
-    """Rows of runs that were pruned."""
-    return [row for row in rows if row.sparsity_target]
-
-
 def row_label(row: Row) -> str:
     """Method, and the settings that tell it from its namesakes."""
     return f"{row.method} ({row.variant})" if row.variant else row.method
@@ -102,7 +95,6 @@ def _rivals(row: Row, rows: Sequence[Row]) -> list[Row]:
 
 def _format(row: Row, dense: float | None, rivals: Sequence[Row]) -> TableRow:
     accuracies = [rival.acc_mean for rival in rivals if rival.acc_mean is not None]
-    times = [rival.seconds for rival in rivals if rival.seconds is not None]
     against = row.acc_mean - dense if row.sparsity_target and row.acc_mean is not None and dense is not None else None
     return TableRow(
         row=row,
@@ -116,8 +108,14 @@ def _format(row: Row, dense: float | None, rivals: Sequence[Row]) -> TableRow:
         all_weights=numbers.percent(row.sparsity_all),
         time=numbers.duration(row.seconds),
         best=len(accuracies) > 1 and row.acc_mean == max(accuracies),
-        fastest=row.seconds is not None and row.seconds <= _AS_FAST * min(times, default=0.0) < max(times) / _AS_FAST,
+        fastest=_as_fast(row, rivals) and not all(_as_fast(rival, rivals) for rival in rivals),
     )
+
+
+def _as_fast(row: Row, rivals: Sequence[Row]) -> bool:
+    """Whether a row's time, less its own spread, comes within 2 % of the shortest."""
+    times = [rival.seconds for rival in rivals if rival.seconds is not None]
+    return bool(times) and row.seconds is not None and row.seconds - (row.seconds_std or 0.0) <= 1.02 * min(times)
 
 
 def _escape(cell: str) -> str:

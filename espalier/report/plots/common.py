@@ -14,7 +14,7 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True)
 class Plots:
-    """Charts of one kind; where there are none, `missing` says in a sentence why."""
+    """Charts of one kind; where there are none, `missing` says why."""
 
     kind: str
     title: str

@@ -35,7 +35,7 @@ def per_layer(rows: Sequence[Row], slots: dict[str, int]) -> Plots:
         "layers",
         "Sparsity per layer",
         tuple(charts),
-        "" if charts else "No finished run of a pruning method has recorded its layers.",
+        "" if charts else "no finished run of a pruning method has recorded its layers",
     )
 
 

@@ -34,7 +34,7 @@ def against_sparsity(rows: Sequence[Row], slots: dict[str, int]) -> Plots:
         "sparsity",
         "Accuracy against sparsity",
         tuple(charts),
-        "" if charts else "This plot needs finished runs at two sparsities or more, at the same budget.",
+        "" if charts else "needs finished runs at two sparsities or more, at the same budget",
     )
 
 
@@ -58,7 +58,7 @@ def against_budget(rows: Sequence[Row], slots: dict[str, int]) -> Plots:
         "budget",
         "Accuracy against budget",
         tuple(charts),
-        "" if charts else "This plot needs finished runs of two budgets (epochs) or more, at the same sparsity.",
+        "" if charts else "needs finished runs of two budgets (epochs) or more, at the same sparsity",
     )
 
 

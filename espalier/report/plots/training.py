@@ -27,7 +27,7 @@ def over_training(rows: Sequence[Row], unfinished: Sequence[Row], slots: dict[st
         "training",
         "Accuracy over training",
         tuple(charts),
-        "" if charts else "No run has recorded a validation accuracy yet.",
+        "" if charts else "no run has recorded a validation accuracy yet",
     )
 
 
@@ -48,7 +48,7 @@ def schedules(rows: Sequence[Row], unfinished: Sequence[Row], slots: dict[str, i
         "schedules",
         "Sparsity in force",
         tuple(charts),
-        "" if charts else "No run of a pruning method has recorded its sparsity yet.",
+        "" if charts else "no run of a pruning method has recorded its sparsity yet",
     )
 
 

@@ -1,23 +1,37 @@
-"""Data sets by name. A new one is one file with a loader and one line in ``SOURCES``."""
+"""Data sets by name. A new one is one file with a function that returns a ``Source``, and one line in ``SOURCES``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from espalier.errors import EspalierError
+from espalier.tasks.classification.data.assemble import Options, assemble
 from espalier.tasks.classification.data.augment import Augment
 from espalier.tasks.classification.data.base import Batches, Data, DataInfo
 from espalier.tasks.classification.data.digits import load_digits
+from espalier.tasks.classification.data.folder import load_folder
 from espalier.tasks.classification.data.parquet import load_parquet
-from espalier.tasks.classification.data.resident import ResidentBatches, generator_for
-from espalier.tasks.classification.data.source import SPLIT_SEED, channel_statistics, split_off
+from espalier.tasks.classification.data.source import Source
+from espalier.tasks.classification.data.torchvision_sets import load_caltech101, load_cifar10, load_cifar100
+from espalier.tasks.names import unknown
 
 __all__ = ["Augment", "Batches", "Data", "DataInfo", "data_names", "open_data"]
+
+# Each is called as loader(path, download=...): the folder or None, and whether files may be fetched.
+SOURCES: dict[str, Callable[..., Source]] = {
+    "digits": load_digits,
+    "parquet": load_parquet,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "caltech101": load_caltech101,
+    "folder": load_folder,
+}
 
 
 def data_names() -> list[str]:
     """Names that ``open_data`` knows."""
-    return ["digits", "parquet"]
+    return list(SOURCES)
 
 
 def open_data(
@@ -38,43 +52,53 @@ def open_data(
     rank: int = 0,
     world: int = 1,
 ) -> Data:
-    """Open a data set as three splits of batches; the validation split is held out of the training data."""
-    if name == "digits":
-        source = load_digits()
-    elif name == "parquet":
-        source = load_parquet(path, image_size)
-    else:
-        raise EspalierError(f"There is no data set {name!r}; known are {', '.join(data_names())}.")
-    images, labels = source.train
-    rest, val = split_off(labels, val_fraction)
-    if limit is not None:
-        rest = rest[torch.randperm(len(rest), generator=generator_for(SPLIT_SEED))[:limit]].sort().values
-    parts = {"train": (images[rest], labels[rest]), "val": (images[val], labels[val]), "test": source.test}
-    mean, std = channel_statistics(parts["train"][0])
-    info = DataInfo(
-        name=source.name,
-        num_classes=len(source.class_names),
-        in_channels=images.shape[1],
-        image_size=images.shape[-1],
-        class_names=source.class_names,
-        mean=mean,
-        std=std,
-        sizes={key: len(part[1]) for key, part in parts.items()},
+    """Open a data set as three splits of batches.
+
+    The validation split is a fixed, stratified share of the training data (unless the set brings its own), whatever the
+    seed. Order and augmentation of training batches depend on (seed, epoch, batch index) only.
+
+    Args:
+        name: one of ``data_names()``.
+        path: folder of the data, where the set needs one; torchvision's sets default to the cache folder.
+        batch_size: images a batch, of this process.
+        device: where batches are delivered.
+        seed: of order and augmentation.
+        val_fraction: share of the training data held out for validation, in (0, 1).
+        limit: use only so many training images.
+        augment: what is done to training images.
+        resident: keep all images decoded on the device; False reads them through worker processes; None decides by size.
+        workers: processes that read and decode, where the data is not resident.
+        image_size: resize all images to a square of so many pixels a side.
+        channels_last: memory format of the batches.
+        download: fetch what is missing.
+        rank: this process, of ``world``: each gets a disjoint part of every batch.
+        world: number of processes.
+
+    Raises:
+        EspalierError: an unknown name, or a file, column, row or image that is missing or broken (it is named).
+
+    Example:
+        >>> data = open_data("digits", batch_size=32, device=torch.device("cpu"))
+        >>> data.info.sizes
+        {'train': 1295, 'val': 143, 'test': 359}
+        >>> images, labels = next(data.train.epoch(0))
+        >>> images.shape, labels.dtype
+        (torch.Size([32, 1, 8, 8]), torch.int64)
+    """
+    if name not in SOURCES:
+        raise unknown("data set", name, SOURCES)
+    options = Options(
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        val_fraction=val_fraction,
+        limit=limit,
+        augment=augment,
+        resident=resident,
+        workers=workers,
+        image_size=image_size,
+        channels_last=channels_last,
+        rank=rank,
+        world=world,
     )
-
-    def batches(key: str) -> ResidentBatches:
-        pictures, targets = parts[key]
-        return ResidentBatches(
-            pictures.to(device),
-            targets.to(device),
-            mean,
-            std,
-            batch_size=batch_size,
-            seed=seed,
-            augment=augment if key == "train" else None,
-            channels_last=channels_last,
-            rank=rank,
-            world=world,
-        )
-
-    return Data(info, batches("train"), batches("val"), batches("test"))
+    return assemble(SOURCES[name](path, download=download), options)

@@ -67,15 +67,23 @@ def with_holes(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     return images.masked_fill(inside.unsqueeze(1), 0)
 
 
-def resized_crop(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """Crop a random area of at least ``smallest`` (aspect ratio 3/4 to 4/3) and resize it bilinearly to the full size."""
-    count = len(images)
+def crop_box(count: int, smallest: float, generator: torch.Generator) -> Tensor:
+    """Random boxes as width, height (shares of the sides) and centre x, y (-1 to 1 over the image), (4, count).
+
+    Their area is at least ``smallest`` of the image (less where a side had to be clipped), their aspect ratio, relative to
+    the image's, between 3/4 and 4/3.
+    """
     draws = torch.rand(4, count, generator=generator)
     area = smallest + (1 - smallest) * draws[0]
     aspect = torch.exp((2 * draws[1] - 1) * torch.log(torch.tensor(4 / 3)))
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    x, y = (2 * draws[2] - 1) * (1 - width), (2 * draws[3] - 1) * (1 - height)
-    zero = torch.zeros(count)
+    return torch.stack([width, height, (2 * draws[2] - 1) * (1 - width), (2 * draws[3] - 1) * (1 - height)])
+
+
+def resized_crop(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """Crop a random box and resize it bilinearly to the full size, in one call for all images."""
+    width, height, x, y = crop_box(len(images), smallest, generator)
+    zero = torch.zeros_like(width)
     affine = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
     grid = functional.affine_grid(affine.to(images.device, non_blocking=True), list(images.shape), align_corners=False)
     resized = functional.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from espalier.errors import EspalierError
-from espalier.tasks.classification.data.cache import cached
-from espalier.tasks.classification.data.source import Arrays, Source
+from espalier.tasks.classification.data.source import Encoded, Source, check_labels
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
-TEST_NAMES = ("test", "validation", "valid", "val")
+VAL_NAMES = ("validation", "valid", "val")
 
 
-def load_parquet(path: str | None, image_size: int | None = None) -> Source:
-    """Decode ``path/train.parquet`` and its test file (test, else validation) to uint8 tensors.
+def load_parquet(path: str | None, *, download: bool = False) -> Source:
+    """A folder with ``train.parquet`` and ``test.parquet``; where there is no test file, ``validation.parquet`` is the test.
 
-    Args:
-        path: folder with the two files.
-        image_size: side to which images are resized; None keeps them, and then all must be of one size.
+    Files in several pieces (``train-00000-of-00005.parquet``) are read in the order of their names.
 
     Raises:
         EspalierError: naming the file, column or row that is missing or broken.
@@ -32,48 +29,89 @@ def load_parquet(path: str | None, image_size: int | None = None) -> Source:
     if path is None:
         raise EspalierError("Parquet data needs a folder: data.path=FOLDER with train.parquet and test.parquet.")
     folder = Path(path).expanduser()
-    train_file = _existing(folder, ("train",))
-    test_file = _existing(folder, TEST_NAMES)
-    train, test = (
-        cached(file, f"image_size={image_size}", lambda file=file: read_images(file, image_size))
-        for file in (train_file, test_file)
-    )
-    names = read_class_names(train_file)
-    classes = int(max(train[1].max(), test[1].max())) + 1
-    return Source(folder.name, names or tuple(str(label) for label in range(classes)), train, test)
+    if not folder.is_dir():
+        raise EspalierError(f"There is no folder {str(folder)!r}: data.path must name one with train.parquet and test.parquet.")
+    train, test, val = (_find(folder, names) for names in (("train",), ("test",), VAL_NAMES))
+    if not test:
+        test, val = val, []
+    for files, name in ((train, "train"), (test, "test")):
+        if not files:
+            raise EspalierError(f"There is no {name}.parquet in {str(folder)!r}: give its folder as data.path=FOLDER.")
+    parts = [Rows(files) for files in (train, test, val) if files]
+    names = read_class_names(train[0])
+    classes = len(names) or max((int(part.labels.max()) for part in parts if len(part)), default=0) + 1
+    for part in parts:
+        check_labels(part, classes, part.title)
+    names = names or tuple(str(label) for label in range(classes))
+    return Source(folder.resolve().name, names, parts[0], parts[1], parts[2] if val else None)
 
 
-def _existing(folder: Path, names: tuple[str, ...]) -> Path:
+def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """The file of one part, or its pieces, under the first of several names that exists."""
     for name in names:
-        for candidate in (folder / f"{name}.parquet", *sorted(folder.glob(f"{name}-*.parquet"))):
-            if candidate.is_file():
-                return candidate
-    raise EspalierError(f"There is no {names[0]}.parquet in {str(folder)!r}: give its folder as data.path=FOLDER.")
+        if (folder / f"{name}.parquet").is_file():
+            return [folder / f"{name}.parquet"]
+        pieces = sorted(folder.glob(f"{name}-*-of-*.parquet"))
+        if pieces:
+            return pieces
+    return []
 
 
-def read_images(file: Path, image_size: int | None) -> Arrays:
-    """Decode one file to images and labels."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class Rows(Encoded):
+    """The rows of one or several Parquet files, still encoded, in one buffer that worker processes share."""
 
+    def __init__(self, files: list[Path]) -> None:
+        stats = [file.stat() for file in files]
+        key = "|".join(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}" for file, stat in zip(files, stats, strict=True))
+        pieces = [_read_file(file) for file in files]
+        super().__init__(torch.cat([labels for _, _, labels in pieces]), f"parquet|{key}")
+        self.files = files
+        self._starts = np.cumsum([0, *(len(labels) for _, _, labels in pieces)])
+        self._sizes = np.concatenate([sizes for _, sizes, _ in pieces])
+        self._ends = np.cumsum(self._sizes)
+        self._bytes = np.concatenate([data for data, _, _ in pieces])
+
+    @property
+    def title(self) -> str:
+        """The file, or the first of several."""
+        return repr(str(self.files[0]))
+
+    def read(self, index: int) -> bytes:
+        """The encoded image of a row."""
+        return self._bytes[self._ends[index] - self._sizes[index] : self._ends[index]].tobytes()
+
+    def name(self, index: int) -> str:
+        """File and row, counted from 0."""
+        piece = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return f"Row {index - int(self._starts[piece])} of {str(self.files[piece])!r}"
+
+
+def _read_file(file: Path) -> tuple[Any, Any, Tensor]:
+    """Bytes of all images end to end (uint8), sizes in bytes (N,), labels (N,)."""
     try:
-        table = pq.read_table(file)
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise EspalierError("Parquet files are read with pyarrow: pip install 'espalier[train]'.") from error
+    try:
+        schema = pq.read_schema(file)
+        image_column, label_column = _column(schema, IMAGE_COLUMNS, file), _column(schema, LABEL_COLUMNS, file)
+        table = pq.read_table(file, columns=[image_column, label_column])
     except (pa.ArrowException, OSError) as error:
         raise EspalierError(f"{str(file)!r} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
-    image_column = _column(table, IMAGE_COLUMNS, file)
-    label_column = _column(table, LABEL_COLUMNS, file)
-    pixels = [
-        _decode(item, row, file, image_size)
-        for row, item in enumerate(value for chunk in table[image_column].chunks for value in chunk.to_pylist())
-    ]
-    if not pixels:
-        raise EspalierError(f"{str(file)!r} holds no images.")
-    shapes = {image.shape for image in pixels}
-    if len(shapes) > 1:
-        raise EspalierError(f"The images in {str(file)!r} have {len(shapes)} sizes: give one, say data.image_size=128.")
-    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    column = table[image_column]
+    kind = column.type
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0 or not _holds_bytes(pa, kind.field("bytes").type):
+        raise EspalierError(f"Column {image_column} of {str(file)!r} must be a struct with the image's bytes, but is {kind}.")
+    if not pa.types.is_integer(table.schema.field(label_column).type) or table[label_column].null_count:
+        raise EspalierError(f"Column {label_column} of {str(file)!r} must hold a whole number in every row.")
     labels = torch.from_numpy(table[label_column].to_numpy().astype(np.int64))
-    return images, labels
+    images = [value for chunk in column.chunks for value in chunk.field("bytes").to_pylist()]
+    empty = next((row for row, value in enumerate(images) if not value), None)
+    if empty is not None:
+        raise EspalierError(f"Row {empty} of {str(file)!r} holds no image bytes.")
+    sizes = np.array([len(value) for value in images], dtype=np.int64)
+    return np.frombuffer(b"".join(images), dtype=np.uint8), sizes, labels
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
@@ -88,20 +126,12 @@ def read_class_names(file: Path) -> tuple[str, ...]:
         return ()
 
 
-def _column(table: Any, names: tuple[str, ...], file: Path) -> str:
+def _column(schema: Any, names: tuple[str, ...], file: Path) -> str:
     for name in names:
-        if name in table.column_names:
+        if name in schema.names:
             return name
-    raise EspalierError(f"{str(file)!r} has no column {' or '.join(names)}; it has {', '.join(table.column_names)}.")
+    raise EspalierError(f"{str(file)!r} has no column {' or '.join(names)}; it has {', '.join(schema.names) or 'none'}.")
 
 
-def _decode(item: Any, row: int, file: Path, image_size: int | None) -> np.ndarray[Any, Any]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(io.BytesIO(item["bytes"])).convert("RGB")
-    except (UnidentifiedImageError, OSError, TypeError, KeyError) as error:
-        raise EspalierError(f"Row {row} of {str(file)!r} is not a readable image ({error}).") from error
-    if image_size is not None and image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+def _holds_bytes(pa: Any, kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -1,87 +1,124 @@
 """Data that stays on the device: uint8 images, cut into batches, augmented and normalised there.
 
-The order of an epoch is one permutation drawn from (seed, epoch); the augmentation of a batch is drawn from (seed, epoch,
-batch). So an epoch can be entered at any batch, and no batch waits for the host.
+No image is touched on its own and no batch waits for the host.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from espalier.errors import EspalierError
 from espalier.tasks.classification.data.augment import Augment
+from espalier.tasks.classification.data.cache import cached
+from espalier.tasks.classification.data.decode import squeezed
+from espalier.tasks.classification.data.plan import Plan
+from espalier.tasks.classification.data.source import Arrays, Encoded, Part
 
-PRIME = 1_000_003
 
+class Normaliser:
+    """uint8 images (B, C, H, W) -> floats with mean 0 and standard deviation 1 per channel, on a device.
 
-def generator_for(*numbers: int) -> torch.Generator:
-    """A generator whose stream depends on all numbers and on their order."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * PRIME + number + 1) % (2**63 - 25)
-    return torch.Generator().manual_seed(seed)
+    Args:
+        mean: per channel, 0-1 scale.
+        std: per channel, 0-1 scale.
+        device: where the batches are.
+        channels_last: memory format of the result.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, channels_last: bool) -> None:
+        self.device = device
+        self.shift = torch.tensor(mean, device=device).view(1, -1, 1, 1) * 255.0
+        self.scale = 1.0 / (255.0 * torch.tensor(std, device=device).view(1, -1, 1, 1))
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, images: Tensor) -> Tensor:
+        floats = images.to(torch.float32, memory_format=self.memory_format)
+        return floats.sub_(self.shift).mul_(self.scale)
 
 
 class ResidentBatches:
-    """Batches of a uint8 tensor (N, C, H, W) on the device.
+    """Batches of a uint8 tensor (N, C, H, W).
 
     Args:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,).
-        mean: per channel, 0-1 scale.
-        std: per channel, 0-1 scale.
-        batch_size: images a batch, of this rank.
-        seed: seed of order and augmentation.
-        augment: None for evaluation: natural order, last batch may be smaller.
-        channels_last: memory format of the batches.
-        rank: this process, of ``world``; each takes its part of every global batch.
+        images: uint8 (N, C, H, W), on the device; in host memory where they do not fit on it.
+        labels: int64 (N,), where the images are.
+        plan: which images make which batch.
+        normalise: turns uint8 batches into floats; its device is where batches are delivered.
+        augment: None for evaluation.
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        *,
-        batch_size: int,
-        seed: int = 0,
-        augment: Augment | None = None,
-        channels_last: bool = False,
-        rank: int = 0,
-        world: int = 1,
+        self, images: Tensor, labels: Tensor, plan: Plan, normalise: Normaliser, augment: Augment | None = None
     ) -> None:
-        self.images, self.labels = images, labels
-        scale = 255.0 * torch.tensor(std, device=images.device).view(1, -1, 1, 1)
-        self.shift, self.scale = torch.tensor(mean, device=images.device).view(1, -1, 1, 1) * 255.0, 1.0 / scale
-        self.batch_size, self.seed, self.augment = batch_size, seed, augment
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.rank, self.world = rank, world
+        self.images, self.labels, self.plan = images, labels, plan
+        self.normalise, self.augment = normalise, augment
 
     def __len__(self) -> int:
-        step = self.batch_size * self.world
-        return len(self.labels) // step if self.augment is not None else -(-len(self.labels) // step)
+        return len(self.plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches ``start`` to the last of one epoch."""
-        order = self._order(epoch)
-        step = self.batch_size * self.world
+        device = self.normalise.device
+        order = self.plan.order(epoch).to(self.images.device, non_blocking=True)
         for index in range(start, len(self)):
-            first = index * step + self.rank * self.batch_size
-            chosen = order[first : min(first + self.batch_size, (index + 1) * step)]
-            images = self.images[chosen]
+            first, last = self.plan.span(index)
+            chosen = order[first:last]
+            images = self.images[chosen].to(device, non_blocking=True)
             if self.augment is not None:
-                images = self.augment(images, generator_for(self.seed, epoch, index, self.rank))
-            yield self._normalised(images), self.labels[chosen]
+                images = self.augment(images, self.plan.generator(epoch, index))
+            yield self.normalise(images), self.labels[chosen].to(device, non_blocking=True)
 
-    def _order(self, epoch: int) -> Tensor:
-        if self.augment is None:
-            return torch.arange(len(self.labels), device=self.images.device)
-        order = torch.randperm(len(self.labels), generator=generator_for(self.seed, epoch))
-        return order.to(self.images.device, non_blocking=True)
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        floats = images.to(torch.float32, memory_format=self.memory_format)
-        return floats.sub_(self.shift).mul_(self.scale)
+def home_of(size: int, device: torch.device) -> torch.device:
+    """Where ``size`` bytes of images stay: the device, or host memory if they would fill more than half of what is free."""
+    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] // 2:
+        return torch.device("cpu")
+    return device
+
+
+def to_arrays(part: Part, size: int | None) -> Arrays:
+    """Decode a part, or take it from the cache; ``size`` resizes the images to that side."""
+    if isinstance(part, Encoded):
+        return cached(f"{part.key}|image_size={size}", "images", lambda: decode_all(part, size))
+    images, labels = part
+    if size is not None and images.shape[2:] != (size, size):
+        images = torch.cat([_resized(piece, size) for piece in torch.split(images, 1024)])
+    return images, labels
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    floats = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return floats.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def decode_all(part: Encoded, size: int | None) -> Arrays:
+    """Decode every image of a part in threads (Pillow decodes outside Python's lock).
+
+    Raises:
+        EspalierError: naming the image that is broken, or of another size than the first where ``size`` is None.
+    """
+    width, height = (size, size) if size is not None else part.image(0).size
+    out = np.empty((len(part), 3, height, width), dtype=np.uint8)
+
+    def decode_every(start: int, step: int) -> None:
+        for index in range(start, len(part), step):
+            image = squeezed(part.image(index), size)
+            if image.size != (width, height):
+                raise EspalierError(
+                    f"{part.name(index)} has {image.width} x {image.height} pixels, the first image {width} x {height}: "
+                    "give one size for all, say data.image_size=128."
+                )
+            out[index] = np.asarray(image).transpose(2, 0, 1)
+
+    threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(decode_every, start, threads) for start in range(threads)]:
+            done.result()
+    return torch.from_numpy(out), part.labels

@@ -1,51 +1,90 @@
-"""Decoded data sets: uint8 tensors and labels, split and measured the same way whatever they came from."""
+"""What a data set hands over: its training and test part, each either decoded or still encoded."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-SPLIT_SEED = 20220101  # the splits are the same for every run and seed
+from espalier.errors import EspalierError
+from espalier.tasks.classification.data.decode import decode
 
 Arrays = tuple[Tensor, Tensor]
+"""Decoded images, uint8 (N, C, H, W), and labels, int64 (N,)."""
+
+
+class Encoded(ABC):
+    """Images as files or bytes, decoded when they are needed.
+
+    Args:
+        labels: int64 (N,).
+        key: text that changes whenever the content does; the cache of decoded images goes by it.
+    """
+
+    def __init__(self, labels: Tensor, key: str) -> None:
+        self.labels, self.key = labels, key
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The bytes of one image file."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Where an image lies, for error messages: a file, or a row of a file."""
+
+    def image(self, index: int) -> Image.Image:
+        """One image, decoded, in RGB.
+
+        Raises:
+            EspalierError: naming the image that cannot be read.
+        """
+        return decode(self.read(index), self.name(index))
+
+
+Part = Arrays | Encoded
 
 
 @dataclass(frozen=True)
 class Source:
-    """A decoded data set: uint8 images (N, C, H, W) and int64 labels (N,) of its training and test part."""
+    """A data set before it is cut into batches.
+
+    Args:
+        name: for tables.
+        class_names: by label.
+        train: the training part; the validation split is taken from it, unless the data set brings its own.
+        test: the test part.
+        val: the data set's own validation part, if it has one beside the test part.
+        image_size: side that images are resized to unless the user gives one; None keeps their size.
+    """
 
     name: str
     class_names: tuple[str, ...]
-    train: Arrays
-    test: Arrays
+    train: Part
+    test: Part
+    val: Part | None = None
+    image_size: int | None = None
 
 
-def split_off(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Indices of the rest and of a fixed, stratified ``share``, both in rising order.
+def labels_of(part: Part) -> Tensor:
+    """Labels of a part, int64 (N,)."""
+    return part.labels if isinstance(part, Encoded) else part[1]
 
-    Every class gives round(share x its size) of its images, chosen by a permutation that never changes.
+
+def check_labels(part: Encoded, classes: int, where: str) -> None:
+    """Refuse a part without images, or with a label that is not in [0, classes).
+
+    Raises:
+        EspalierError: naming the first wrong one.
     """
-    chosen = []
-    for label in labels.unique().tolist():
-        members = torch.nonzero(labels == label).squeeze(1)
-        order = torch.randperm(len(members), generator=torch.Generator().manual_seed(SPLIT_SEED + label))
-        chosen.append(members[order[: round(share * len(members))]])
-    part = torch.cat(chosen).sort().values
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[part] = False
-    return torch.nonzero(rest).squeeze(1), part
-
-
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel on the 0-1 scale, to 4 decimals, by exact integer sums."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    means, stds = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].reshape(-1).cpu(), minlength=256).double()
-        share = counts / counts.sum()
-        mean = float((share * values).sum())
-        means.append(round(mean, 4))
-        stds.append(round(max(float((share * (values - mean) ** 2).sum()) ** 0.5, 1e-4), 4))
-    return tuple(means), tuple(stds)
+    if len(part) == 0:
+        raise EspalierError(f"{where} holds no images.")
+    wrong = torch.nonzero((part.labels < 0) | (part.labels >= classes))
+    if len(wrong):
+        index = int(wrong[0])
+        raise EspalierError(f"{part.name(index)} has the label {int(part.labels[index])}, but there are {classes} classes.")

@@ -10,23 +10,61 @@ from torch import nn
 
 from espalier.errors import EspalierError
 from espalier.tasks.classification.models.convnet import ConvNet4
+from espalier.tasks.classification.models.mobilenet import MobileNetV1, MobileNetV2
 from espalier.tasks.classification.models.resnet import Basic, Bottleneck, CifarResNet, ResNet
+from espalier.tasks.classification.models.vgg import VGG
+from espalier.tasks.classification.models.weights import load_weights
+from espalier.tasks.classification.models.zoo import ZOOS
+from espalier.tasks.names import unknown
+
+__all__ = ["MODELS", "build_model", "load_weights", "model_names"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (8, 14, 20, 32, 56, 110)},
+    "resnet": CifarResNet,  # any depth of 6n + 2: {name: resnet, depth: 44, width: 32}
     "resnet18": partial(ResNet, (2, 2, 2, 2), Basic),
     "resnet50": partial(ResNet, (3, 4, 6, 3), Bottleneck),
+    "vgg16_bn": partial(VGG, 16),
+    "vgg19_bn": partial(VGG, 19),
+    "mobilenetv1": MobileNetV1,
+    "mobilenetv2": MobileNetV2,
     "convnet4": ConvNet4,
 }
+PRETRAINED = "pretrained"
 
 
 def model_names() -> list[str]:
-    """Names that ``build_model`` knows."""
+    """Names that ``build_model`` knows, besides ``torchvision:NAME`` and ``timm:NAME``."""
     return sorted(MODELS)
 
 
 def build_model(name: str, *, num_classes: int, in_channels: int = 3, weights: str | None = None, **args: Any) -> nn.Module:
-    """A freshly initialised model."""
-    if name not in MODELS:
-        raise EspalierError(f"There is no model {name!r}; known are {', '.join(model_names())}.")
-    return MODELS[name](num_classes=num_classes, in_channels=in_channels, **args)
+    """A model, freshly initialised from torch's global generator or with start weights.
+
+    Args:
+        name: one of ``model_names()``, ``torchvision:NAME`` or ``timm:NAME``.
+        num_classes: outputs.
+        in_channels: channels of the images.
+        weights: a ``.safetensors`` or ``.pt`` file, which must fit to the last tensor; or "pretrained", which fetches the
+            weights that torchvision or timm publish. Nothing else uses the network.
+        args: further arguments of the model, ``width=8`` say.
+
+    Raises:
+        EspalierError: an unknown name, or weights that are missing or do not fit.
+        TypeError: an argument that the model does not know.
+
+    Example:
+        >>> sum(p.numel() for p in build_model("resnet20", num_classes=10).parameters())
+        269722
+    """
+    zoo, _, inner = name.partition(":")
+    if zoo in ZOOS and inner:
+        options = {"num_classes": num_classes, "in_channels": in_channels, "pretrained": weights == PRETRAINED}
+        model = ZOOS[zoo](inner, **options, **args)
+    elif name not in MODELS:
+        raise unknown("model", name, [*MODELS, *(f"{zoo}:NAME" for zoo in ZOOS)])
+    elif weights == PRETRAINED:
+        raise EspalierError(f"There are no pretrained weights for {name!r}: give a file, or a torchvision: or timm: model.")
+    else:
+        model = MODELS[name](num_classes=num_classes, in_channels=in_channels, **args)
+    return model if weights in (None, PRETRAINED) else load_weights(model, str(weights), name)

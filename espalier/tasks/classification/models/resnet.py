@@ -121,7 +121,7 @@ def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 class ResNet(nn.Module):
-    """ResNet-18 or -50 with 64, 128, 256, 512 channels; parameter names are torchvision's.
+    """ResNet-18 or -50, four stages of ``width`` x 1, 2, 4, 8 channels; parameter names are torchvision's.
 
     Args:
         blocks: blocks in each of the four stages.
@@ -129,6 +129,7 @@ class ResNet(nn.Module):
         num_classes: outputs.
         in_channels: channels of the images.
         stem: "cifar" (3 x 3, stride 1) or "imagenet" (7 x 7, stride 2, max pooling).
+        width: channels of the first stage.
     """
 
     def __init__(
@@ -138,23 +139,23 @@ class ResNet(nn.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         stem: str = "cifar",
+        width: int = 64,
     ) -> None:
         super().__init__()
         if stem not in ("cifar", "imagenet"):
             raise EspalierError(f"stem must be 'cifar' or 'imagenet'; got {stem!r}.")
         large = stem == "imagenet"
         kernel, stride, padding = (7, 2, 3) if large else (3, 1, 1)
-        self.conv1 = nn.Conv2d(in_channels, 64, kernel, stride, padding, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
-        inputs, stages = 64, []
+        inputs, stages = width, []
         for index, count in enumerate(blocks):
-            width = 64 * 2**index
             strides = [1 if index == 0 else 2] + [1] * (count - 1)
             stage = []
             for step in strides:
-                stage.append(block(inputs, width, step))
-                inputs = width * block.expansion
+                stage.append(block(inputs, width * 2**index, step))
+                inputs = width * 2**index * block.expansion
             stages.append(nn.Sequential(*stage))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(inputs, num_classes)

@@ -1,0 +1,26 @@
+"""What to say about a name that nobody knows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from espalier.errors import EspalierError
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, show_all: bool = True) -> EspalierError:
+    """An error that names the nearest known name, and all of them where they are few.
+
+    Example:
+        >>> print(unknown("model", "resnet21", ["resnet20", "vgg16_bn"]))
+        There is no model 'resnet21': did you mean 'resnet20'? Known are resnet20, vgg16_bn.
+        >>> print(unknown("data set", "mnist", ["digits"]))
+        There is no data set 'mnist': known are digits.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else ""
+    listing = f"known are {', '.join(names)}." if show_all else ""
+    if hint and listing:
+        listing = listing[0].upper() + listing[1:]
+    return EspalierError(f"There is no {kind} {name!r}" + (": " + " ".join(filter(None, (hint, listing))) or "."))
