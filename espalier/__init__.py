@@ -5,11 +5,11 @@
 0.9
 """
 
-from espalier import criteria, patterns, schedules
+from espalier import criteria, schedules
 from espalier.errors import EspalierError
 from espalier.files import load_model as load
 from espalier.files import save_model as save
-from espalier.masks import LayerSparsity
+from espalier.masks import LayerSparsity, patterns
 from espalier.methods import AGP, METHODS, OCP, Dense, Follow, Iterative, Method, OneShot
 from espalier.pruner import Pruner, Report
 

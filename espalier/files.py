@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 from espalier.masks import pack_bits, unpack_bits
-from espalier.reshaping import take_shape
 from espalier.structure import Structure
 from espalier.surgery import structure_of, target_shapes
+from espalier.surgery.reshaping import take_shape
 from espalier.wrappers import unwrap
 
 FORMAT = "1"

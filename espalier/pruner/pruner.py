@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier import reshaping
 from espalier.errors import EspalierError
 from espalier.masks import LayerSparsity
 from espalier.methods import Clock, Gradients, Method, Site
@@ -19,7 +18,7 @@ from espalier.pruner import checks, state
 from espalier.pruner.report import Report
 from espalier.pruner.riding import Ride
 from espalier.structure import Structure
-from espalier.surgery import shape_to, structure_of
+from espalier.surgery import reshaping, shape_to, structure_of
 
 DONE = 0.99  # fp16 skips steps and loaders drop batches, so the last percent may be missing
 
@@ -96,7 +95,7 @@ class Pruner:
         self._report: Report | None = None
         self._warned = False
         self._ride = Ride(optimizers, list(self.run.weights.values()), self._before, self._after)
-        self._passenger = state.Passenger(self, optimizers)
+        self._passenger = state.Passenger(optimizers, self.state_dict, self.load_state_dict)
 
     # -- inside optimizer.step() -----------------------------------------------------------------------------------
 

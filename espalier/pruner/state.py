@@ -8,15 +8,12 @@ have to have their shapes before the optimizer's tensors arrive.)
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 
 from espalier.errors import EspalierError
-
-if TYPE_CHECKING:
-    from espalier.pruner.pruner import Pruner
 
 KEY = "espalier"
 VERSION = 1
@@ -33,15 +30,26 @@ def refuse_second_pruner(optimizers: Sequence[Optimizer]) -> None:
 
 
 class Passenger:
-    """Puts the state of a Pruner into the state dict of its first optimizer, and takes it out on loading."""
+    """Puts the state of a Pruner into the state dict of its first optimizer, and takes it out on loading.
 
-    def __init__(self, pruner: Pruner, optimizers: Sequence[Optimizer]) -> None:
+    Args:
+        optimizers: the optimizers of the Pruner.
+        save: gives the state.
+        load: takes it up.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        save: Callable[[], dict[str, Any]],
+        load: Callable[[Mapping[str, Any]], None],
+    ) -> None:
         self._optimizers = tuple(optimizers)
         for optimizer in self._optimizers:
             _ridden[optimizer] = True
 
         def add(_: Optimizer, state: dict[str, Any]) -> None:
-            state[KEY] = pruner.state_dict()
+            state[KEY] = save()
 
         def take(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
             if KEY not in state:
@@ -49,7 +57,7 @@ class Passenger:
                     "This optimizer state was saved without a Pruner, so the sparsity schedule would start over: load a "
                     "checkpoint of a pruned training, or load it before building the Pruner to prune from here on."
                 )
-            pruner.load_state_dict(state[KEY])
+            load(state[KEY])
             return {key: value for key, value in state.items() if key != KEY}
 
         first = self._optimizers[0]

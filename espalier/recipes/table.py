@@ -13,7 +13,7 @@ from espalier.recipes.compare import Outcome
 from espalier.recipes.progress import duration
 from espalier.recipes.runs import write_atomically
 from espalier.records import read_run
-from espalier.summary import method_order, summarise
+from espalier.records.summary import method_order, summarise
 
 HEADER = (
     "epochs",

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from espalier import numbers
 from espalier.errors import EspalierError
-from espalier.records import Run, read_runs
+from espalier.records import Run, numbers, read_runs
+from espalier.records.summary import Row, summarise
 from espalier.report import palette
 from espalier.report.plots import KINDS, Plots, all_plots
 from espalier.report.svg import draw
 from espalier.report.tables import TableRow, row_label, table_rows
-from espalier.summary import Row, summarise
 
 _FIRST_CHARTS = 4  # of one kind; the rest is folded away
 _LONG = 900.0  # height of a plot, in pixels, from which on it is folded away

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from espalier import numbers
-from espalier.summary import Row
+from espalier.records import numbers
+from espalier.records.summary import Row
 
 COLUMNS = ("method", "sparsity", "budget", "accuracy", "vs dense", "runs", "of selected", "of all", "time")
 

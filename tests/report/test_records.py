@@ -7,7 +7,7 @@ import pytest
 
 from espalier.errors import EspalierError
 from espalier.records import find_runs, read_run, read_runs
-from espalier.summary import method_order, summarise
+from espalier.records.summary import method_order, summarise
 from tests.report.fabricate import write_comparison, write_run
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from espalier.records import read_runs
+from espalier.records.summary import Row, summarise
 from espalier.report import markdown_table, table_rows
-from espalier.summary import Row, summarise
 from tests.report.fabricate import write_comparison, write_run
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import espalier as es
-from espalier import reshaping
-from espalier.surgery import shape_to, structure_of
+from espalier.surgery import reshaping, shape_to, structure_of
 from tests.helpers.cutting import CutAt, cut_channels
 from tests.pruner.conftest import SmallNet, train_step
 

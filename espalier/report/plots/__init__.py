@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from espalier.records.summary import Row
 from espalier.report.plots.common import Plots
 from espalier.report.plots.layers import per_layer
 from espalier.report.plots.results import against_budget, against_sparsity
 from espalier.report.plots.training import over_training, schedules
 from espalier.report.svg import SLOTS
 from espalier.report.tables import row_label
-from espalier.summary import Row
 
 __all__ = ["KINDS", "Plots", "all_plots", "assign_slots"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from espalier import numbers
+from espalier.records import numbers
 from espalier.report.svg import Axis, Chart, Point, Series, linear_axis
 
 _Number = TypeVar("_Number", int, float)

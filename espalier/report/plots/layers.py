@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from espalier import numbers
+from espalier.records import numbers
+from espalier.records.summary import Row, mean, spread
 from espalier.report.plots.common import Plots, distinct, panel_title
 from espalier.report.svg import Axis, Chart, Point, Series, linear_axis, text_width
 from espalier.report.tables import row_label
-from espalier.summary import Row, mean, spread
 
 
 def per_layer(rows: Sequence[Row], slots: dict[str, int]) -> Plots:

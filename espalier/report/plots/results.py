@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from espalier import numbers
+from espalier.records import numbers
+from espalier.records.summary import Row
 from espalier.report.plots.common import Plots, accuracy_axis, distinct, spread_point
 from espalier.report.svg import Axis, Chart, Point, Series
 from espalier.report.tables import row_label
-from espalier.summary import Row
 
 
 def against_sparsity(rows: Sequence[Row], slots: dict[str, int]) -> Plots:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from espalier import numbers
-from espalier.records import Epoch, Run
+from espalier.records import Epoch, Run, numbers
+from espalier.records.summary import Row, mean, spread
 from espalier.report.plots.common import Plots, accuracy_axis, distinct, panel_title, spread_point, whole_axis
 from espalier.report.svg import Chart, Point, Series, linear_axis, with_tick
 from espalier.report.tables import row_label
-from espalier.summary import Row, mean, spread
 
 
 def over_training(rows: Sequence[Row], unfinished: Sequence[Row], slots: dict[str, int]) -> Plots:

@@ -1,7 +1,7 @@
 """What run folders say: find them, read them.
 
 A run folder is plain files (`recipe.yaml`, `metrics.jsonl`, `result.json`), so reading one takes no training code.
-The comparison that makes runs and the report that shows them both read here; `espalier.summary` adds up over seeds.
+The comparison that makes runs and the report that shows them both read here; `espalier.records.summary` adds up over seeds.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from espalier.records import Run
+from espalier.records.reading import Run
 
 # Settings in which the runs of one row may differ: they change neither what is learned nor from what.
 _INCIDENTAL = ("name", "seed", "trackers", "data.path", "data.workers", "data.download", "data.resident")

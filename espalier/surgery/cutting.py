@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.errors import EspalierError
-from espalier.optimizer_states import Axes, following
 from espalier.structure import Place, Shape, Structure
+from espalier.surgery.optimizer_states import Axes, following
 from espalier.wrappers import unwrap
 
 ATTRIBUTE = "_espalier_structure"  # a plain attribute of the module: survives deepcopy, is no parameter and no buffer

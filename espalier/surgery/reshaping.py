@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from espalier.errors import EspalierError
 from espalier.structure import Structure
-from espalier.surgery import shape_to, structure_of
+from espalier.surgery.cutting import shape_to, structure_of
 
 KEY = "espalier"
 FLAG = "_espalier_reshapes"  # copied with the model, as its hooks are; False makes them do nothing
