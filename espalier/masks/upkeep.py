@@ -30,7 +30,7 @@ class LayerSparsity:
 
     @property
     def sparsity(self) -> float:
-        return self.zeros / self.total
+        return self.zeros / self.total if self.total else 0.0
 
 
 class Masks:

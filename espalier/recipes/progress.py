@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 from espalier.recipes.spec import Recipe
+from espalier.records.numbers import duration
 
 
 class Progress:
@@ -114,19 +115,6 @@ def make_progress(recipe: Recipe, batches: int, *, quiet: bool) -> Progress:
     if quiet:
         return Progress()
     return Bar(recipe, batches, Console()) if sys.stdout.isatty() else Lines(recipe)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    Example:
-        >>> duration(3725), duration(65), duration(4.2)
-        ('1 h 02 min', '1 min 05 s', '4.2 s')
-    """
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.1f} s"
 
 
 def ending(result: dict[str, Any]) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espalier.recipes.compare import Outcome
-from espalier.recipes.progress import duration
 from espalier.recipes.runs import write_atomically
 from espalier.records import read_run
+from espalier.records.numbers import duration
 from espalier.records.summary import method_order, summarise
 
 HEADER = (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import EspalierError
+from espalier.masks import LayerSparsity
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,6 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Zeros of one selected parameter at the end of a run."""
-
-    name: str
-    shape: tuple[int, ...]
-    total: int
-    zeros: int
-
-    @property
-    def sparsity(self) -> float:
-        """Share of the weights that is zero."""
-        return self.zeros / self.total if self.total else 0.0
-
-
-@dataclass(frozen=True)
 class Run:
     """One run folder. Only a finished run has `test_acc` and `layers`; `failure` is why one ended early, if it said so."""
 
@@ -62,7 +48,7 @@ class Run:
     seed: int
     finished: bool
     metrics: tuple[Epoch, ...] = ()
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LayerSparsity, ...] = ()
     test_acc: float | None = None
     test_loss: float | None = None
     val_acc: float | None = None
@@ -126,7 +112,7 @@ def read_run(folder: str | Path) -> Run:
             finished=bool(result),
             metrics=metrics,
             layers=tuple(
-                Layer(str(raw["name"]), tuple(raw.get("shape", ())), int(raw["total"]), int(raw["zeros"]))
+                LayerSparsity(str(raw["name"]), tuple(raw.get("shape", ())), int(raw["total"]), int(raw["zeros"]))
                 for raw in result.get("layers", ())
             ),
             test_acc=_number(result.get("test_acc")),

@@ -87,6 +87,16 @@ def test_compare_makes_a_balanced_table_and_runs_nothing_twice(tmp_path: Path, r
     assert sum(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items()) == 5
 
 
+def test_report_writes_page_plots_and_table(tmp_path: Path, recipe: str, espalier: Espalier) -> None:
+    runs = str(tmp_path / "runs")
+    espalier("train", recipe, "--runs", runs)
+    page, plots, table = tmp_path / "page.html", tmp_path / "plots", tmp_path / "table.md"
+    espalier("report", runs, "--out", str(page), "--plots", str(plots), "--table", str(table))
+    assert "<svg" in page.read_text()
+    assert list(plots.glob("*.svg"))
+    assert "| ocp" in table.read_text()
+
+
 def test_budgets_are_an_axis(tmp_path: Path, recipe: str, espalier: Espalier) -> None:
     command = ["compare", recipe, "--methods", "ocp", "--sparsity", "0.8", "--seeds", "0", "--budgets", "1,3"]
     espalier(*command, "--out", str(tmp_path / "runs"))
