@@ -53,7 +53,9 @@ format: $(READY)
 	@$(BIN)/ruff format --quiet .
 
 bench: $(READY)
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_masks.py
+	@if [ -n "$(DATA)" ]; then env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_data.py --data "$(DATA)"; \
+	else echo 'The data path was not measured: name a folder with CIFAR-10 as Parquet, make bench DATA=FOLDER.'; fi
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -16,7 +16,8 @@ Usage: python benchmarks/bench_masks.py [--quick]
 from __future__ import annotations
 
 import argparse
-import copy
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -137,38 +138,49 @@ def ours(batch: int) -> Callable[[], None]:
     return step_of(model, optimizer, batch)
 
 
+VARIANTS: dict[str, Callable[[int], Callable[[], None]]] = {
+    "dense": lambda batch: step_of(*make(), batch),
+    "dense again (A/A)": lambda batch: step_of(*make(), batch),
+    "espalier": ours,
+    "hand-written float masks after the step": by_hand,
+    "fasterai-style masks after the step": fasterai_style,
+    "torch.nn.utils.prune": torch_prune,
+}
+
+
 def step_costs(batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    variants = {
-        "dense": step_of(*make(), batch),
-        "dense again (A/A)": step_of(*make(), batch),
-        "espalier": ours(batch),
-        "hand-written float masks after the step": by_hand(batch),
-        "fasterai-style masks after the step": fasterai_style(batch),
-        "torch.nn.utils.prune": torch_prune(batch),
-    }
-    return compare(interleaved(variants, rounds), "dense")
+    return compare(interleaved({name: build(batch) for name, build in VARIANTS.items()}, rounds), "dense")
 
 
 def memory() -> dict[str, float]:
-    """Bytes that stay allocated beside the dense training, in MiB, and the peak of the whole process."""
-    model, optimizer = make()
-    es.Pruner(model, optimizer, es.Follow(es.schedules.Constant(SPARSITY)), total_steps=10)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
-    pruned = copy.deepcopy(model)
-    del pruned
-    masks = sum(m.weight.numel() * m.weight.element_size() for m in model.modules() if isinstance(m, nn.Conv2d)) / 2**20
-    return {"weights_mib": weights, "masks_mib": masks, "peak_of_this_process_mib": peak_memory_mib()}
+    """Peak resident MiB of a process that makes three steps at batch 32, one process per variant."""
+    peaks = {}
+    for name in VARIANTS:
+        done = subprocess.run([sys.executable, __file__, "--peak", name], capture_output=True, text=True, check=True)
+        peaks[name] = float(done.stdout)
+    return peaks
+
+
+def peak(name: str) -> None:
+    step = VARIANTS[name](32)
+    for _ in range(3):
+        step()
+    print(peak_memory_mib())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs; writes nothing of worth")
-    quick = parser.parse_args().quick
+    parser.add_argument("--peak", metavar="VARIANT", help="print the peak memory of one variant")
+    arguments = parser.parse_args()
+    if arguments.peak:
+        return peak(arguments.peak)
+    quick = arguments.quick
     content = {
         "whole_run": whole_run(STEPS // 100 if quick else STEPS, 2 if quick else 9),
         "step_batch4": step_costs(4, 3 if quick else 40),
         "step_batch32": step_costs(32, 2 if quick else 15),
-        "memory": memory(),
+        "peak_memory_mib": memory(),
     }
     write("masks-quick" if quick else "masks", content)
 
