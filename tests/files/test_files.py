@@ -169,3 +169,14 @@ def test_a_model_whose_only_child_is_called_module_keeps_its_own_parameters(tmp_
 
     es.save(Scaled(7.0), tmp_path / "m.safetensors")
     assert float(es.load(tmp_path / "m.safetensors", Scaled(1.0)).scale.detach()) == 7.0
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("resnet20", 9.7), ("resnet18", 12.1)])
+def test_the_file_sizes_of_the_readme(tmp_path, name, ratio):
+    from espalier.tasks.classification.models import build_model
+
+    model = build_model(name, num_classes=10)
+    es.save(model, tmp_path / "dense")
+    es.Pruner(model, torch.optim.SGD(model.parameters(), lr=0.1), es.OCP(0.95), total_steps=1).finish(allow_early=True)
+    es.save(model, tmp_path / "sparse")
+    assert (tmp_path / "dense").stat().st_size / (tmp_path / "sparse").stat().st_size == pytest.approx(ratio, abs=0.1)
