@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -62,8 +61,9 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """Peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident MiB of this process; ``ru_maxrss`` would start at that of the process that launched it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def write(name: str, content: dict[str, Any]) -> None:

@@ -37,7 +37,8 @@ def compare(
     loaded = load_recipe(find_recipe(recipe), overrides or [])
     if epochs is not None and budgets is not None:
         raise EspalierError("Give --epochs or --budgets, not both.")
-    chosen = numbers(budgets, int, "--budgets") if budgets else [epochs or loaded.train.epochs]
+    one = loaded.train.epochs if epochs is None else epochs
+    chosen = [one] if budgets is None else numbers(budgets, int, "--budgets")
     planned = plan(
         loaded,
         [name.strip() for name in methods.split(",") if name.strip()],

@@ -26,7 +26,7 @@ def report(
         if not folder.is_dir():
             raise EspalierError(f"There is no folder {str(folder)!r}.")
     if table is not None:
-        write_atomically(table, markdown_table(summarise(read_runs(runs))).encode())
+        write_atomically(table, markdown_table(summarise(read_runs(runs))).rstrip().encode() + b"\n")
         typer.echo(f"written to {table}")
     if plots is not None:
         typer.echo(f"{len(save_plots(runs, plots))} plots written to {plots}")

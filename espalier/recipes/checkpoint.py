@@ -19,6 +19,7 @@ from espalier.recipes.runs import write_atomically
 from espalier.recipes.setup import Training
 
 FORMAT = 1
+PARTS = ("model", "optimizer", "pruner", "ema", "scaler", "tally", "rng")  # what `pack` gathers
 
 
 @dataclass
@@ -69,6 +70,8 @@ def read_checkpoint(path: Path, recipe_hash: str) -> tuple[dict[str, Any], Posit
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         known = content["format"] == FORMAT
         position = Position(**content["position"])
+        for part in PARTS:
+            content[part]
     except Exception as error:  # torch.load raises a different type for each kind of damage
         raise EspalierError(
             f"The checkpoint {str(path)!r} cannot be read ({type(error).__name__}): delete it to start that run again."

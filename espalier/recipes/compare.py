@@ -61,8 +61,10 @@ def plan(
     The dense reference does not depend on the sparsity and is trained once per seed and budget.
 
     Raises:
-        EspalierError: a method or sparsity is refused; before any run starts.
+        EspalierError: a method, sparsity, seed or budget is refused; before any run starts.
     """
+    if min((*seeds, 0)) < 0 or min((*budgets, 1)) < 1:
+        raise EspalierError("A seed is a whole number of at least 0, and a budget one of at least 1 epoch.")
     planned: dict[Path, PlannedRun] = {}
     for seed in seeds:
         for epochs in budgets:
@@ -75,7 +77,7 @@ def plan(
                     folder = out / runs.run_name(one)
                     planned.setdefault(folder, PlannedRun(one, folder))
     if not planned:
-        raise EspalierError("There is nothing to compare: give at least one method, sparsity and seed.")
+        raise EspalierError("There is nothing to compare: give at least one method, sparsity, seed and budget.")
     return list(planned.values())
 
 

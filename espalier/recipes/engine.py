@@ -89,6 +89,7 @@ class Engine:
         self._started = time.monotonic() - self.position.seconds
         if self.processes.leads:
             self._metrics = runs.MetricsFile(self.folder / runs.METRICS, self.position.metrics_bytes)
+            runs.read_metrics(self.folder)  # a damaged file is refused now, not when the result is made of it
             self._trackers = open_trackers(self.recipe, self.folder)
         epochs, batches = self.recipe.train.epochs, len(self.parts.data.train)
         self._progress = make_progress(self.recipe, batches, quiet=self.quiet)

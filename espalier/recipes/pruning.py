@@ -49,13 +49,20 @@ def build_method(spec: PruningSpec) -> Any:
     for key in given:
         if key not in known:
             raise EspalierError(f"The method {spec.method!r} has no argument {key!r}: {nearest(key, known)}")
-    if isinstance(given.get("pattern"), str):
+    for key in ("include", "exclude"):
+        if not isinstance(given.get(key, []), (list, str, type(None))):  # the method itself refuses a text
+            raise EspalierError(f"pruning.{key} must be a list of name patterns, such as [layer1.*], not {given[key]!r}.")
+    if not isinstance(given.get("criterion", ""), str):
+        raise EspalierError(
+            f"pruning.criterion must be a name that `espalier list criteria` shows, not {given['criterion']!r}."
+        )
+    if "pattern" in given:
         given["pattern"] = parse_pattern(given["pattern"])
     if isinstance(given.get("curve"), (str, dict)):
         given["curve"] = parse_schedule(given["curve"], spec.sparsity)
     try:
         return method(**given)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise EspalierError(f"The recipe's pruning section does not fit {spec.method!r} ({error}).") from None
 
 
@@ -92,7 +99,7 @@ def _method_class(name: str) -> type[es.Method]:
     raise EspalierError(f"The method {name!r} is unknown: {nearest(name, [*es.METHODS, *SCHEDULES])}")
 
 
-def parse_pattern(text: str) -> Pattern:
+def parse_pattern(text: object) -> Pattern:
     """Read `weight`, `kernel`, `filter`, `2:4` (N:M) or `block:4x4`.
 
     Example:
@@ -100,6 +107,7 @@ def parse_pattern(text: str) -> Pattern:
         NM(n=2, m=4)
     """
     try:
+        text = str(text)
         if ":" in text and text.partition(":")[0].isdigit():
             n, m = text.split(":")
             return PATTERNS["n:m"](int(n), int(m))  # type: ignore[call-arg]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,30 @@ from pydantic import BaseModel, ValidationError
 from espalier.errors import EspalierError
 from espalier.recipes.spec import SHORTHAND, Recipe, expand_shorthand
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 # Keys that do not change what is learned: two recipes that differ only here are one experiment.
 _NOT_HASHED = {
     "name": True,
     "trackers": True,
     "train": {"threads", "device", "checkpoint_every", "check_every", "keep_best"},
     "data": {"download", "workers"},
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, except that `2:4` is a text (YAML 1.1 takes it for 124, in base 60) and a repeated key is refused."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, re.compile(r"(?!.*:\d)" + known.pattern, known.flags) if tag in _NUMBERS else known) for tag, known in rules]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
 
@@ -36,13 +55,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise EspalierError(f"There is no recipe {str(path)!r}: `espalier list recipes` names some.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise EspalierError(f"The recipe {str(path)!r} cannot be read ({error}).") from None
     except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
+        where = _where(error)
         raise EspalierError(f"The recipe {str(path)!r} is not valid YAML ({where}).") from None
     if not isinstance(raw, dict):
         raise EspalierError(f"The recipe {str(path)!r} must be a mapping with keys such as 'model' and 'data'.")
@@ -72,7 +91,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
         if not sign or not key.strip():
             raise EspalierError(f"The override {override!r} must have the form key=value, such as train.epochs=5.")
         try:
-            value = yaml.safe_load(text) if text else None
+            value = yaml.load(text, _Loader) if text else None
         except yaml.YAMLError:
             value = text
         *parents, last = key.strip().split(".")
@@ -122,6 +141,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}."
 
 
+_TYPES = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("model_type", "dict_type"), "a section with keys of its own"),
+    "tuple_type": "a list such as [a, b]",
+    "string_type": "a text",
+}
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """Place and kind of a mistake in a YAML file, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
 def _sentence(error: ValidationError) -> str:
     """The first problem of a pydantic error in our own words."""
     problems = error.errors()
@@ -134,7 +170,9 @@ def _sentence(error: ValidationError) -> str:
         return f"The recipe has an unknown key {place[-1]!r}{section}: {nearest(place[-1], _fields(place[:-1]))}"
     if problem["type"] == "missing":
         return f"The recipe lacks the key {where!r}."
-    said = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    said = _TYPES.get(problem["type"]) or problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if problem["loc"] == ("pruning", "sparsity"):
+        said += " (a share: 0.9 for 90 %)"
     return f"The recipe's {where!r} should be {said}, but is {problem['input']!r}."
 
 

@@ -154,12 +154,21 @@ class MetricsFile:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Rows of a run's `metrics.jsonl`; an unfinished last line is left out."""
+    """Rows of a run's `metrics.jsonl`; an unfinished last line is left out.
+
+    Raises:
+        EspalierError: a line is damaged.
+    """
     path = folder / METRICS
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise EspalierError(f"Line {number} of {str(path)!r} is not a record of an epoch; remove that line.") from None
+    return rows
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -169,7 +178,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        raise EspalierError(f"{str(folder / RESULT)!r} is damaged: delete it to train that run again.") from None
+        result = {}
+    if not isinstance(result, dict) or "test_acc" not in result:
+        raise EspalierError(f"{str(folder / RESULT)!r} is damaged: delete it to train that run again.")
     return result
 
 

@@ -139,9 +139,35 @@ def build_recipe_model(recipe: Recipe, data: Data) -> nn.Module:
     arguments: dict[str, Any] = {"num_classes": data.info.num_classes, "in_channels": data.info.in_channels}
     try:
         model: nn.Module = build_model(spec.name, weights=None if ours else spec.weights, **arguments, **spec.args)
-    except TypeError as error:
-        raise EspalierError(f"The recipe's model section does not fit the model {spec.name!r} ({error}).") from None
-    return es.load(Path(str(spec.weights)).expanduser(), model) if ours else model
+    except EspalierError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise EspalierError(f"The recipe's model section does not fit the model {spec.name!r} ({reason}).") from error
+    if ours:
+        model = es.load(Path(str(spec.weights)).expanduser(), model)
+    _check_model(model, data, spec.name)
+    return model
+
+
+@torch.no_grad()
+def _check_model(model: nn.Module, data: Data, name: str) -> None:
+    """Show the model one image, in evaluation mode and hence without a trace, before anything is trained."""
+    if not all(p.numel() for p in model.parameters()):
+        raise EspalierError(f"The model {name!r} has layers without weights: give it a greater width.")
+    training, size = model.training, data.info.image_size
+    try:
+        model.eval()(torch.zeros(1, data.info.in_channels, size, size))
+    except EspalierError:
+        raise
+    except Exception as error:  # each layer complains in its own way
+        reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+        raise EspalierError(
+            f"The model {name!r} does not take the images of {size} x {size} pixels ({reason}): "
+            f"set data.image_size, or choose another model."
+        ) from error
+    finally:
+        model.train(training)
 
 
 def _written_by_espalier(path: Path) -> bool:

@@ -138,7 +138,7 @@ class Recipe(BaseModel):
     lr_schedule: LRScheduleSpec = LRScheduleSpec()
     train: TrainSpec = TrainSpec()
     pruning: PruningSpec = PruningSpec()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=10**15)  # times 1000 it still fits torch's generators
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
 
     @model_validator(mode="before")

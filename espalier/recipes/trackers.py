@@ -27,9 +27,19 @@ def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:
     """Start the recipe's trackers.
 
     Raises:
-        EspalierError: a tracker's package is not installed.
+        EspalierError: a tracker's package is not installed, or it cannot start (no server, no login).
     """
-    return [_TRACKERS[name](recipe, folder) for name in recipe.trackers]
+    return [_open(name, recipe, folder) for name in recipe.trackers]
+
+
+def _open(name: str, recipe: Recipe, folder: Path) -> Tracker:
+    try:
+        return _TRACKERS[name](recipe, folder)
+    except EspalierError:
+        raise
+    except Exception as error:  # each tracker has exceptions of its own
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise EspalierError(f"The tracker {name!r} cannot start ({reason}): mend that, or take it out of trackers.") from error
 
 
 class TensorBoard:

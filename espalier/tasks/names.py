@@ -23,4 +23,5 @@ def unknown(kind: str, name: str, known: Iterable[str], *, show_all: bool = True
     listing = f"known are {', '.join(names)}." if show_all else ""
     if hint and listing:
         listing = listing[0].upper() + listing[1:]
-    return EspalierError(f"There is no {kind} {name!r}" + (": " + " ".join(filter(None, (hint, listing))) or "."))
+    said = " ".join(filter(None, (hint, listing)))
+    return EspalierError(f"There is no {kind} {name!r}" + (f": {said}" if said else "."))

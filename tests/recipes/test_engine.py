@@ -191,6 +191,8 @@ def test_start_weights_come_from_a_file(tmp_path: Path, tiny: Tiny) -> None:
     [
         (("model=convnet5",), "convnet"),
         (("model.widht=3",), "widht"),
+        (("model.width=0",), "greater width"),
+        (("model=timm:vit_tiny_patch16_224",), "does not take the images of 8 x 8 pixels"),
         (("data=digitz",), "digits"),
         (("train.device=quantum",), "not available"),
         (("train.batch_size=4096",), "batch"),

@@ -36,14 +36,21 @@ def test_overrides_reach_nested_keys_and_keep_the_rest_of_a_section() -> None:
         (["train.epoch=3"], "unknown key 'epoch' in section 'train': did you mean 'epochs'?"),
         (["trian.epochs=3"], "unknown key 'trian': did you mean 'train'?"),
         (["data.augment.flop=true"], "in section 'data.augment': did you mean 'flip'?"),
-        (["train.epochs=many"], "'train.epochs' should be a valid integer"),
+        (["train.epochs=many"], "'train.epochs' should be a whole number, but is 'many'"),
+        (["train.epochs=2.5"], "'train.epochs' should be a whole number, but is 2.5"),
+        (["train.compile=perhaps"], "should be true or false"),
+        (["trackers=wandb"], "should be a list such as [a, b]"),
+        (["pruning.sparsity=abc"], "should be a number (a share: 0.9 for 90 %)"),
+        (["seed=-1"], "greater than or equal to 0"),
+        (["seed=99999999999999999999999"], "less than or equal to 1000000000000000"),
+        (["seed=!!python/object/apply:os.abort []"], "should be a whole number"),
         (["train.epochs=0"], "'train.epochs' should be greater than 0"),
         (["train.precision=fp8"], "should be 'fp32', 'bf16' or 'fp16', but is 'fp8'"),
         (["pruning.sparsity=1.5"], "'pruning.sparsity' should be less than 1"),
         (["optimizer.name=sdg"], "'optimizer.name' should be 'sgd'"),
         (["epochs"], "must have the form key=value"),
         (["seed.epochs=3"], "'seed' is a value, not a section"),
-        (["train=3"], "'train' should be"),
+        (["train=3"], "'train' should be a section with keys of its own"),
     ],
 )
 def test_mistakes_get_one_clear_sentence(overrides: list[str], words: str) -> None:
@@ -61,10 +68,28 @@ def test_missing_section_is_named() -> None:
 
 def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "empty.yaml").touch()
     (tmp_path / "broken.yaml").write_text("a: [1\n")
-    for name, words in [("none.yaml", "no recipe"), ("list.yaml", "must be a mapping"), ("broken.yaml", "not valid YAML")]:
-        with pytest.raises(EspalierError, match=words):
+    (tmp_path / "twice.yaml").write_text("model: resnet8\ntrain: {epochs: 2}\ntrain: {epochs: 3}\n")
+    (tmp_path / "code.yaml").write_text("model: !!python/object/apply:os.abort []\n")
+    for name, words in [
+        ("none.yaml", "no recipe"),
+        ("list.yaml", "must be a mapping"),
+        ("empty.yaml", "must be a mapping"),
+        ("broken.yaml", r"not valid YAML \(line 2, column 1: "),
+        ("twice.yaml", "the key 'train' stands there twice"),
+        ("code.yaml", "line 1, column 8: could not determine a constructor"),
+    ]:
+        with pytest.raises(EspalierError, match=words) as caught:
             load_recipe(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_is_not_a_number_in_base_60(tmp_path: Path) -> None:
+    assert parse_recipe(PLAIN, ["pruning.pattern=2:4"]).pruning.args == {"pattern": "2:4"}
+    (tmp_path / "r.yaml").write_text("model: resnet8\ndata: digits\npruning: {pattern: 2:4}\nseed: 12\noptimizer: {lr: 1.5}\n")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert (recipe.pruning.args, recipe.seed, recipe.optimizer.lr) == ({"pattern": "2:4"}, 12, 1.5)
 
 
 def test_the_resolved_recipe_reads_back_equal(tmp_path: Path) -> None:
@@ -87,6 +112,9 @@ def test_hash_names_the_experiment_not_its_circumstances() -> None:
         ({"method": "ocp"}, "needs pruning.sparsity"),
         ({"method": "ocp", "sparsity": 0.9, "alfa": 3}, "did you mean 'alpha'?"),
         ({"method": "ocp", "sparsity": 0.9, "pattern": "hexagon"}, "pattern 'hexagon' is unknown"),
+        ({"method": "ocp", "sparsity": 0.9, "pattern": 124}, "pattern '124' is unknown"),
+        ({"method": "ocp", "sparsity": 0.9, "include": 5}, "pruning.include must be a list"),
+        ({"method": "ocp", "sparsity": 0.9, "criterion": 5}, "pruning.criterion must be a name"),
         ({"method": "ocp", "sparsity": 0.5, "pattern": "2:4"}, "gradual"),
         ({"method": "ocp", "sparsity": 0.5, "scope": "galactic"}, "scope"),
     ],

@@ -49,9 +49,9 @@ def _environment(root: Path) -> dict[str, str]:
     ids=["accumulate-ema", "adamw"],
 )
 def test_kill_9_at_random_steps_changes_nothing(tmp_path: Path, tiny: Callable[..., Recipe], extra: tuple[str, ...]) -> None:
-    recipe = tiny("train.threads=1", *extra)
+    recipe = tiny("train.threads=1", "train.epochs=7", *extra)
     engine.train(recipe, tmp_path / "whole", quiet=True)
-    places = random.Random(len(extra)).sample(range(3, 14), 3)
+    places = random.Random(len(extra)).sample(range(3, 14), 5)
     for place in places:
         assert interrupt(recipe, tmp_path / "killed", place) == -signal.SIGKILL
         assert not (tmp_path / "killed" / "result.json").exists()
@@ -85,3 +85,33 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path: Path, tiny: C
     (tmp_path / "run/checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(EspalierError, match="cannot be read"):
         engine.train(tiny(), tmp_path / "run", quiet=True)
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path, tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny("train.threads=1")
+    interrupt(recipe, tmp_path / "run", 15)
+    checkpoint = tmp_path / "run/checkpoint.pt"
+    content = torch.load(checkpoint, weights_only=True)
+    del content["optimizer"]
+    torch.save(content, checkpoint)
+    with pytest.raises(EspalierError, match="cannot be read"):
+        engine.train(recipe, tmp_path / "run", quiet=True)
+
+
+def test_a_damaged_line_of_metrics_is_refused_before_training(tmp_path: Path, tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny("train.threads=1")
+    interrupt(recipe, tmp_path / "run", 25)
+    file = tmp_path / "run/metrics.jsonl"
+    first, *rest = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"x" * (len(first) - 1) + b"\n" + b"".join(rest))
+    with pytest.raises(EspalierError, match=r"Line 1 of .* remove that line"):
+        engine.train(recipe, tmp_path / "run", quiet=True)
+    file.write_bytes(b"".join(rest))  # as the message says
+    assert engine.train(recipe, tmp_path / "run", quiet=True)["epochs"] == 3
+
+
+@pytest.mark.parametrize("content", ['{"a":', "[1]", "{}"])
+def test_a_damaged_result_is_refused(tmp_path: Path, tiny: Callable[..., Recipe], content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(EspalierError, match="is damaged: delete it"):
+        engine.train(tiny(), tmp_path, quiet=True)

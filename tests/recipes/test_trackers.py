@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from espalier.errors import EspalierError
-from espalier.recipes import engine
+from espalier.recipes import engine, trackers
 from espalier.recipes.spec import Recipe
 from espalier.recipes.trackers import open_trackers
 
@@ -22,6 +22,15 @@ def test_none_is_imported_unless_asked() -> None:
     root = Path(__file__).resolve().parents[2]
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"
+
+
+def test_a_tracker_that_cannot_start_is_one_sentence(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(recipe: Recipe, folder: Path) -> Any:
+        raise RuntimeError("No API key.\nLog in.")
+
+    monkeypatch.setitem(trackers._TRACKERS, "wandb", refuse)
+    with pytest.raises(EspalierError, match=r"'wandb' cannot start \(No API key. Log in\)"):
+        open_trackers(tiny("trackers=[wandb]"), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])

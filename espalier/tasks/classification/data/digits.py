@@ -10,7 +10,15 @@ from espalier.tasks.classification.data.splits import split_off
 
 
 def load_digits(path: str | None = None, *, download: bool = False) -> Source:
-    """All digits; 359 of them, a fixed stratified fifth, are the test set. Needs neither path nor download."""
+    """All digits; 359 of them, a fixed stratified fifth, are the test set. Needs no download.
+
+    Raises:
+        EspalierError: a path is given, which would be ignored.
+    """
+    if path is not None:
+        raise EspalierError(
+            "The digits come with scikit-learn and are not read from data.path: leave it out, or set data.name."
+        )
     try:
         from sklearn import datasets
     except ImportError as error:

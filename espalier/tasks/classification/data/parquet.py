@@ -98,7 +98,9 @@ def _read_file(file: Path) -> tuple[Any, Any, Tensor]:
         image_column, label_column = _column(schema, IMAGE_COLUMNS, file), _column(schema, LABEL_COLUMNS, file)
         table = pq.read_table(file, columns=[image_column, label_column])
     except (pa.ArrowException, OSError) as error:
-        raise EspalierError(f"{str(file)!r} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
+        raise EspalierError(
+            f"{str(file)!r} is not a readable Parquet file ({str(error).splitlines()[0]}): fetch it again."
+        ) from error
     column = table[image_column]
     kind = column.type
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0 or not _holds_bytes(pa, kind.field("bytes").type):
@@ -109,7 +111,7 @@ def _read_file(file: Path) -> tuple[Any, Any, Tensor]:
     images = [value for chunk in column.chunks for value in chunk.field("bytes").to_pylist()]
     empty = next((row for row, value in enumerate(images) if not value), None)
     if empty is not None:
-        raise EspalierError(f"Row {empty} of {str(file)!r} holds no image bytes.")
+        raise EspalierError(f"Row {empty} of {str(file)!r} holds no image bytes: mend or remove it.")
     sizes = np.array([len(value) for value in images], dtype=np.int64)
     return np.frombuffer(b"".join(images), dtype=np.uint8), sizes, labels
 

@@ -46,6 +46,7 @@ class VGG(nn.Module):
         """Images (B, in_channels, H, W), at least 32 x 32 -> logits (B, num_classes)."""
         if min(x.shape[-2:]) < 32:
             raise EspalierError(
-                f"VGG halves its images five times and needs 32 x 32 pixels; got {x.shape[-2]} x {x.shape[-1]}."
+                f"VGG halves its images five times and needs 32 x 32 pixels, not {x.shape[-2]} x {x.shape[-1]}: "
+                f"set data.image_size=32, or choose another model."
             )
         return self.classifier(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]
