@@ -31,7 +31,12 @@ class Criterion(ABC):
 
 @dataclass(frozen=True)
 class Magnitude(Criterion):
-    """|w| (the choice of One-Cycle Pruning, AGP and most others)."""
+    """|w| (the choice of One-Cycle Pruning, AGP and most others).
+
+    Example:
+        >>> Magnitude().score(torch.tensor([-2.0, 0.5]), None)
+        tensor([2.0000, 0.5000])
+    """
 
     def score(self, weight: Tensor, memory: Tensor | None) -> Tensor:
         return _wide(weight).abs()

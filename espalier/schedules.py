@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 
 from espalier.errors import EspalierError
 
 
 def check_sparsity(value: float, name: str = "sparsity") -> None:
     """Raise unless ``value`` is a share in [0, 1); a percentage gets its own hint."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
         raise EspalierError(f"{name} must be a number in [0, 1), the share of weights that is zero; got {value!r}.")
     if 1 < value <= 100:
         raise EspalierError(f"{name}={value:g} looks like a percentage; give a share in [0, 1): {name}={value / 100:g}.")

@@ -49,7 +49,12 @@ class Pattern(ABC):
 
 @dataclass(frozen=True)
 class Weight(Pattern):
-    """Single weights, as in One-Cycle Pruning."""
+    """Single weights, as in One-Cycle Pruning.
+
+    Example:
+        >>> Weight().units((16, 8, 3, 3))
+        1152
+    """
 
     def unit_size(self, shape: Shape) -> int:
         return 1
@@ -64,7 +69,12 @@ class Weight(Pattern):
 
 @dataclass(frozen=True)
 class NM(Pattern):
-    """At most ``n`` live weights in every ``m`` consecutive input channels (2:4 runs on sparse tensor cores)."""
+    """At most ``n`` live weights in every ``m`` consecutive input channels (2:4 runs on sparse tensor cores).
+
+    Example:
+        >>> NM(2, 4).fixed_sparsity
+        0.5
+    """
 
     n: int = 2
     m: int = 4
@@ -101,7 +111,12 @@ class NM(Pattern):
 
 @dataclass(frozen=True)
 class Kernel(Pattern):
-    """Whole k x k kernels: one unit for each pair of input and output channel of a convolution."""
+    """Whole k x k kernels: one unit for each pair of input and output channel of a convolution.
+
+    Example:
+        >>> Kernel().units((16, 8, 3, 3)), Kernel().unit_size((16, 8, 3, 3))
+        (128, 9)
+    """
 
     def check(self, name: str, shape: Shape) -> None:
         if len(shape) < 3:
@@ -119,7 +134,12 @@ class Kernel(Pattern):
 
 @dataclass(frozen=True)
 class Filter(Pattern):
-    """Whole filters (rows of a linear layer), as zeros; nothing changes shape."""
+    """Whole filters (rows of a linear layer), as zeros; nothing changes shape.
+
+    Example:
+        >>> Filter().units((16, 8, 3, 3))
+        16
+    """
 
     def unit_size(self, shape: Shape) -> int:
         return math.prod(shape[1:])
@@ -133,7 +153,12 @@ class Filter(Pattern):
 
 @dataclass(frozen=True)
 class Block(Pattern):
-    """``rows`` x ``columns`` blocks of the weight seen as a matrix (output channels x everything else)."""
+    """``rows`` x ``columns`` blocks of the weight seen as a matrix (output channels x everything else).
+
+    Example:
+        >>> Block(4, 4).units((16, 64))
+        64
+    """
 
     rows: int = 4
     columns: int = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -53,12 +54,12 @@ def check_method(method: Any) -> Method:
 
 def check_total_steps(total_steps: Any) -> int:
     """A positive whole number of optimizer steps."""
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+    if isinstance(total_steps, bool) or not isinstance(total_steps, Integral) or total_steps < 1:
         raise EspalierError(
             f"total_steps must be the number of optimizer.step() calls of the whole training, a positive int (epochs * "
             f"len(loader) // accumulation); got {total_steps!r}."
         )
-    return total_steps
+    return int(total_steps)
 
 
 def check_ownership(weights: dict[str, nn.Parameter], model: nn.Module, optimizers: Iterable[Optimizer]) -> None:

@@ -94,7 +94,7 @@ class Pruner:
         self.run = self.method.begin(self.site)
         self._report: Report | None = None
         self._warned = False
-        self._ride = Ride(optimizers, list(self.run.weights.values()), self._before, self._after)
+        self._ride = Ride(optimizers, list(self.run.weights.values()), self._before, self._after, self.detach)
         self._passenger = state.Passenger(optimizers, self.state_dict, self.load_state_dict)
 
     # -- inside optimizer.step() -----------------------------------------------------------------------------------

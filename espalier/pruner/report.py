@@ -29,7 +29,7 @@ class Report:
 
     def summary(self) -> str:
         """A line for the whole and a line for each layer."""
-        width = max(len(layer.name) for layer in self.layers)
+        width = max((len(layer.name) for layer in self.layers), default=0)
         head = (
             f"{self.method}: {self.sparsity:.2%} of the selected weights and {self.sparsity_all:.2%} of all parameters are "
             f"zero after {self.steps} of {self.total_steps} steps"

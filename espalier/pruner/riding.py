@@ -13,6 +13,7 @@ The caveats that this file takes care of:
 from __future__ import annotations
 
 import sys
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ class Ride:
         weights: parameters that no other optimizer may step.
         before: called with fresh gradients, just before they are used.
         after: called after each update of an optimizer that was not skipped, with the number of steps taken.
+        release: called when a new Pruner takes these weights over.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class Ride:
         weights: Sequence[nn.Parameter],
         before: Callable[[Gradients], None],
         after: Callable[[int], None],
+        release: Callable[[], None],
     ) -> None:
         self.optimizers = tuple(optimizers)
         self.weights = {id(p): p for p in weights}
-        self._before, self._after = before, after
+        self._before, self._after, self._release = before, after, release
+        self._take_over()
         self._taken = [0] * len(self.optimizers)
         self._depth = [0] * len(self.optimizers)
         self._flags: list[deque[tuple[Any, Tensor]]] = [deque() for _ in self.optimizers]
@@ -59,6 +63,13 @@ class Ride:
             self._handles.append(optimizer.register_step_pre_hook(self._pre_hook(index)))
             self._handles.append(optimizer.register_step_post_hook(self._post_hook(index)))
         _watch(self)
+
+    def _take_over(self) -> None:
+        """Release an earlier Pruner of the same weights, such as the one that a notebook cell made when it last ran."""
+        for other in list(_rides):
+            if other.weights.keys() & self.weights.keys():
+                warnings.warn("An earlier Pruner of these weights was not finished; it is detached now.", stacklevel=4)
+                other._release()
 
     def detach(self) -> None:
         """Remove every hook."""

@@ -5,6 +5,7 @@ import gc
 import pickle
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -369,3 +370,24 @@ def test_timm_averages_are_masked_too(make_net):
     for name, mask in pruner.run.masks.tensors.items():
         assert mask.eq(0).any()
         assert not averaged[name][mask == 0].any()
+
+
+def test_a_notebook_cell_that_runs_twice_takes_the_weights_over(make_net):
+    net = make_net()
+    first = es.Pruner(net, sgd(net), es.OCP(0.75), total_steps=4)
+    optimizer = sgd(net)
+    with pytest.warns(UserWarning, match="earlier Pruner of these weights"):
+        second = es.Pruner(net, optimizer, es.OCP(0.75), total_steps=4)
+    for step in range(4):
+        train_step(net, optimizer, step)
+    assert (first.step, second.step) == (0, 4)
+    assert second.finish().sparsity == pytest.approx(0.75, abs=0.001)
+
+
+def test_numbers_of_numpy_are_numbers(make_net):
+    net = make_net()
+    optimizer = sgd(net)
+    pruner = es.Pruner(net, optimizer, es.OCP(np.float32(0.5)), total_steps=np.int64(2))
+    for step in range(2):
+        train_step(net, optimizer, step)
+    assert pruner.finish().sparsity == pytest.approx(0.5, abs=0.001)
