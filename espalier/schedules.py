@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 from espalier.errors import EspalierError
 
@@ -51,19 +51,19 @@ class Schedule(ABC):
     def __post_init__(self) -> None:
         check_sparsity(self.final, "final sparsity")
         check_sparsity(self.initial, "initial sparsity")
-        if not 0 <= self.start < self.end <= 1:
+        numbers = isinstance(self.start, Real) and isinstance(self.end, Real)
+        if not (numbers and 0 <= self.start < self.end <= 1):
             raise EspalierError(
-                f"A schedule needs 0 <= start < end <= 1, as shares of training; got start={self.start:g}, end={self.end:g}."
+                f"A schedule needs 0 <= start < end <= 1, as shares of training; got start={self.start!r}, end={self.end!r}."
             )
 
     def __call__(self, progress: float) -> float:
         """Sparsity in force when the share ``progress`` of all steps has been taken."""
         progress = min(max(progress, 0.0), 1.0)
         if progress < self.start:
-            return self.initial
-        if progress >= self.end:
-            return self.curve(1.0)
-        return self.curve((progress - self.start) / (self.end - self.start))
+            return float(self.initial)
+        position = 1.0 if progress >= self.end else (progress - self.start) / (self.end - self.start)
+        return float(self.curve(position))  # a number of numpy would not load with weights_only=True
 
     @abstractmethod
     def curve(self, position: float) -> float:
@@ -92,8 +92,12 @@ class OneCycle(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.alpha > 0:
-            raise EspalierError(f"alpha, the slope of the one-cycle schedule, must be positive; got {self.alpha:g}.")
+        if not (isinstance(self.alpha, Real) and 0 < self.alpha < 500):
+            raise EspalierError(
+                f"alpha, the slope of the one-cycle schedule, must be positive and below 500; got {self.alpha!r}."
+            )
+        if not (isinstance(self.beta, Real) and -500 < self.beta < 500):
+            raise EspalierError(f"beta, the offset of the one-cycle schedule, must lie in (-500, 500); got {self.beta!r}.")
 
     def curve(self, position: float) -> float:
         rise = (1 + math.exp(-self.alpha + self.beta)) / (1 + math.exp(-self.alpha * position + self.beta))
@@ -120,8 +124,8 @@ class Staircase(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise EspalierError(f"A staircase needs at least one step; got steps={self.steps}.")
+        if not isinstance(self.steps, Integral) or self.steps < 1:
+            raise EspalierError(f"A staircase needs at least one step, and whole ones; got steps={self.steps!r}.")
 
     def curve(self, position: float) -> float:
         # A hair less than pos, so that 3 * (2/3) in floats does not become the third stair.

@@ -11,8 +11,8 @@ from torch import Tensor
 def keep_best(scores: Tensor, drop: int) -> Tensor:
     """Bool tensor that is False for exactly the ``drop`` lowest of ``scores`` (one dimension).
 
-    Ties at the threshold are broken by a fixed pseudo-random order, so that equal scores do not empty the first
-    channels. On an accelerator nothing is read back to the host.
+    On a CPU ties at the threshold are broken by a fixed pseudo-random order, so that equal scores do not empty the first
+    channels. On an accelerator they fall as ``topk`` has it, and nothing is read back to the host.
 
     >>> keep_best(torch.tensor([0.3, 0.1, 0.2]), 1).tolist()
     [True, False, True]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 
 Entry = str | type[nn.Module]
+Place = tuple[str, str, nn.Module]  # name of a parameter, name of its module, the module
 
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
@@ -34,29 +35,32 @@ def select_weights(
         EspalierError: for an entry that matches nothing, and if nothing is left.
     """
     candidates = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
-    owners = dict(_owners(model))
+    places = _places(model)
     entries = CONVOLUTIONS if include is None else tuple(include)
-    chosen = {name for entry in entries for name in _matches(entry, candidates, owners, required=include is not None)}
+    chosen = {name for entry in entries for name in _matches(entry, candidates, places, required=include is not None)}
+    hint = "the model has no convolution: name the layers to prune, say include=['Linear'] or include=['*']"
+    hint = "exclude removes them all" if chosen else hint if include is None else "include is empty"
     for entry in exclude:
-        chosen -= set(_matches(entry, candidates, owners, required=True))
-    if include is None:
-        _refuse_parametrized(model, exclude)
+        chosen -= set(_matches(entry, candidates, places, required=True))
+    _refuse_parametrized(model, entries, exclude)
     if not chosen:
-        hint = "the model has no convolution: name the layers to prune, say include=['Linear'] or include=['*']"
-        raise EspalierError(f"No weight is selected for pruning ({hint if include is None else 'exclude removes them all'}).")
+        raise EspalierError(f"No weight is selected for pruning ({hint}).")
     return {name: p for name, p in candidates.items() if name in chosen}
 
 
-def _owners(model: nn.Module) -> Iterator[tuple[str, tuple[str, nn.Module]]]:
-    for module_name, module in model.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            yield f"{module_name}.{name}" if module_name else name, (module_name, module)
+def _places(model: nn.Module) -> dict[str, list[Place]]:
+    """Where each parameter is found; a tied one is found in several places, and an entry may mean any of them."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    places: dict[str, list[Place]] = {}
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        for leaf, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{module_name}.{leaf}" if module_name else leaf
+            places.setdefault(first[id(p)], []).append((name, module_name, module))
+    return places
 
 
-def _matches(
-    entry: Entry, candidates: dict[str, nn.Parameter], owners: dict[str, tuple[str, nn.Module]], *, required: bool
-) -> list[str]:
-    found = [name for name in candidates if _fits(entry, name, *owners[name])]
+def _matches(entry: Entry, candidates: dict[str, nn.Parameter], places: dict[str, list[Place]], *, required: bool) -> list[str]:
+    found = [name for name in candidates if any(_fits(entry, *place) for place in places[name])]
     if required and not found:
         shown = entry if isinstance(entry, str) else entry.__name__
         raise EspalierError(
@@ -77,15 +81,19 @@ def _fits(entry: Entry, name: str, module_name: str, module: nn.Module) -> bool:
     )
 
 
-def _refuse_parametrized(model: nn.Module, exclude: Sequence[Entry]) -> None:
-    """A convolution whose weight is computed (weight norm, LoRA) has no weight to mask: say so instead of skipping it."""
+def _refuse_parametrized(model: nn.Module, entries: Sequence[Entry], exclude: Sequence[Entry]) -> None:
+    """A layer whose weight is computed (weight norm, old masks) has no weight to mask: say so instead of skipping it."""
     for name, module in model.named_modules():
-        if not isinstance(module, CONVOLUTIONS) or "weight" in module._parameters:
+        place = (f"{name}.weight", name, module)
+        if not any(_fits(entry, *place) for entry in entries) or any(_fits(entry, *place) for entry in exclude):
             continue
-        if not any(_fits(entry, f"{name}.weight", name, module) for entry in exclude):
+        if "weight" in module._parameters or "weight" in module._buffers:
+            continue
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter) and weight.dim() >= 2:
             raise EspalierError(
                 f"The weight of {name} is computed by a parametrization, so it cannot be masked: remove the "
-                f"parametrization or exclude '{name}'."
+                f"parametrization or exclude '{name}*'."
             )
 
 

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espalier.errors import EspalierError
+
 ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop"})
 STEP_SIZES = frozenset({"step_size"})  # Rprop keeps learning rates, not moments, under this key
+PRECONDITIONERS = ("precond", "pre_cond", "inv_precond", "inv_pre_cond")  # of a d x d weight d x d too: only names tell
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,12 @@ class Masks:
         self.weights = dict(weights)
         self.tensors: dict[str, Tensor] = {}
         self._zeros: dict[str, int] = {}  # counted when somebody asks, so that a step never waits for the device
+        self._versions: dict[str, int] = {}  # torch's counters of in-place writes, as the last step left them
         self._followers = [dict(follower.named_parameters()) for follower in followers]
         self._optimizers = tuple(optimizers)
         owner = {id(p): opt for opt in optimizers for group in opt.param_groups for p in group["params"]}
-        self._elementwise = {name: _is_elementwise(owner.get(id(p))) for name, p in self.weights.items()}
-        self._owner = {name: owner.get(id(p)) for name, p in self.weights.items()}
+        self.owner = {name: owner.get(id(p)) for name, p in self.weights.items()}
+        self._elementwise = {name: _is_elementwise(optimizer) for name, optimizer in self.owner.items()}
 
     def layers(self) -> list[LayerSparsity]:
         """How many weights of each layer the masks zero. Reads from the device once per change of the masks."""
@@ -89,6 +93,19 @@ class Masks:
         if only_where_needed:
             pairs += [pair for n in names for pair in self._moments(n)]
         _multiply(pairs)
+        self._versions = {n: getattr(self.weights[n], "_version", 0) for n in self.tensors}
+
+    def overwritten(self) -> bool:
+        """Whether somebody else has written to masked weights since the last step: a state dict was loaded, or Lookahead.
+
+        Asked once a step, since optimizers with a closure write to the weights between its calls.
+        """
+        versions, self._versions = self._versions, {}
+        return any(getattr(self.weights[name], "_version", 0) != version for name, version in versions.items())
+
+    def hold(self) -> bool:
+        """Whether the weights are zero where they are masked; NaN is not. Reads from the device."""
+        return not any(bool(self.weights[n].detach()[self._aligned(n) == 0].any()) for n in self.tensors)
 
     @torch.no_grad()
     def apply_to_gradients(self) -> None:
@@ -112,12 +129,12 @@ class Masks:
         return mask
 
     def _moments(self, name: str) -> list[tuple[Tensor, Tensor]]:
-        mask, optimizer = self._aligned(name), self._owner[name]
+        mask, optimizer = self._aligned(name), self.owner[name]
         state = optimizer.state.get(self.weights[name], {}) if optimizer is not None else {}
         return [
             (value, mask)
             for key, value in state.items()
-            if isinstance(value, Tensor) and value.shape == mask.shape and mask.dim() and key not in STEP_SIZES
+            if isinstance(value, Tensor) and value.shape == mask.shape and _is_moment(key, value)
         ]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -127,7 +144,10 @@ class Masks:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the masks over without touching any weight: weights and moments come with their own state dicts."""
-        self.tensors = {}
+        for name, bits in state.items():
+            if name not in self.weights or bits.numel() != (self.weights[name].numel() + 7) // 8:
+                raise EspalierError(f"The state has a mask of {name} that fits no weight here: it belongs to another model.")
+        self.tensors, self._zeros, self._versions = {}, {}, {}
         for name, bits in state.items():
             mask = self.writable(name)
             mask.copy_(unpack_bits(bits, mask.shape, mask.device))
@@ -151,6 +171,12 @@ def unpack_bits(bits: Tensor, shape: Sequence[int], device: torch.device) -> Ten
 def _is_elementwise(optimizer: Optimizer | None) -> bool:
     kind = type(optimizer)
     return kind.__module__.startswith("torch.optim") and kind.__name__ in ELEMENTWISE
+
+
+def _is_moment(key: str, value: Tensor) -> bool:
+    """Quantised states are no numbers to multiply (their code 0 may mean -1), or subclasses that pretend to be floats."""
+    plain = type(value) in (Tensor, nn.Parameter) and (value.is_floating_point() or value.is_complex())
+    return plain and key not in STEP_SIZES and not str(key).startswith(PRECONDITIONERS)
 
 
 def _multiply(pairs: Sequence[tuple[Tensor, Tensor]], *, keep_sign_of_zero: bool = False) -> None:

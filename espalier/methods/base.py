@@ -47,13 +47,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Gradients:
-    """How to read ``p.grad`` at this step: the loss scale still in it, and whether the step will be skipped.
+    """How to read ``p.grad`` at this step: the loss scale still in it, whether the step will be skipped, and whose step it is.
 
-    Both are device tensors and must not be read on the host.
+    ``scale`` and ``found_inf`` are device tensors and must not be read on the host. They hold for the weights of
+    ``optimizer``; those of another one may still be scaled, or half accumulated.
     """
 
     scale: Tensor | None = None
     found_inf: Tensor | None = None
+    optimizer: Optimizer | None = None
 
     def unscaled(self, gradient: Tensor) -> Tensor:
         """The true gradient; zeros if the step is about to be skipped for infinities."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +54,13 @@ class Scheduled(Method):
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise EspalierError(f"scope must be one of {', '.join(SCOPES)}; got {self.scope!r}.")
-        if isinstance(self.criterion, str) and self.criterion not in CRITERIA:
+        if not isinstance(self.pattern, Pattern):
+            raise EspalierError(f"pattern must be an object such as es.patterns.Kernel(); got {self.pattern!r}.")
+        if not isinstance(self.criterion, Criterion) and self.criterion not in list(CRITERIA):
             raise EspalierError(f"criterion must be one of {', '.join(CRITERIA)}, or a Criterion; got {self.criterion!r}.")
-        if self.every < 1 or not 0 <= self.tolerance < 1:
-            raise EspalierError("every must be at least 1 and tolerance a share in [0, 1).")
-        if isinstance(self.include, str) or isinstance(self.exclude, str):
+        if not isinstance(self.every, int) or self.every < 1 or not 0 <= self.tolerance < 1:
+            raise EspalierError("every must be a whole number, at least 1, and tolerance a share in [0, 1).")
+        if any(isinstance(x, str) or not isinstance(x, Sequence) for x in (self.include or (), self.exclude)):
             raise EspalierError("include and exclude take lists: include=['layer1.*'], not include='layer1.*'.")
         self._check_pattern(self.schedule())
 
@@ -110,6 +112,11 @@ class ScheduledRun(Run):
 
     @torch.no_grad()
     def before_update(self, gradients: Gradients) -> None:
+        if self.masks.overwritten():
+            if self.site.clock.step == 0:
+                self._prune_to(self.in_force)  # start weights that were loaded after construction: rank those
+            else:
+                self.masks.apply_to_weights()
         if self.criterion.uses_gradients:
             self._observe(gradients)
         self.masks.apply_to_gradients()
@@ -126,8 +133,11 @@ class ScheduledRun(Run):
             self._prune_to(final)
         self.masks.apply()
         units = sum(layer.zeros // self._unit_size[layer.name] for layer in self.masks.layers())
-        if units != self._total_drop(final):
-            raise EspalierError(f"{units} units are zero at the end instead of {self._total_drop(final)}: the weights are NaN.")
+        if units != self._total_drop(final) or not self.masks.hold():
+            raise EspalierError(
+                f"The final sparsity of {final:g} is not in force, since weights are NaN or infinite: training has diverged; "
+                f"go back to an earlier checkpoint."
+            )
 
     # -- following the schedule ------------------------------------------------------------------------------------
 
@@ -157,7 +167,7 @@ class ScheduledRun(Run):
     def _select(self, sparsity: float) -> dict[str, Tensor]:
         """Bool choice of units to keep, per weight."""
         scores = {
-            name: self.method.pattern.reduce(self.criterion.score(weight.detach(), self.memories.get(name)))
+            name: self.method.pattern.reduce(self.criterion.score(weight.detach(), self._memory(name)))
             for name, weight in self.weights.items()
         }
         units = list(self._units.values())
@@ -202,21 +212,24 @@ class ScheduledRun(Run):
     # -- gradient criteria -----------------------------------------------------------------------------------------
 
     def _observe(self, gradients: Gradients) -> None:
+        """Gradients of the optimizer that steps; half precision is widened first, where products would underflow."""
         memories, contributions = [], []
         for name, weight in self.weights.items():
-            if weight.grad is None or weight.grad.layout is not torch.strided:
+            if weight.grad is None or gradients.optimizer not in (None, self.masks.owner[name]):
                 continue
-            memories.append(self._memory(name, weight))
-            contributions.append((weight.detach() * gradients.unscaled(weight.grad)).float())
+            if name not in self.memories:
+                self.memories[name] = torch.zeros_like(weight, dtype=torch.float32)
+            memories.append(cast(Tensor, self._memory(name)))
+            contributions.append(weight.detach().float() * gradients.unscaled(weight.grad.to_dense().float()))
         if memories:
             self.criterion.observe(memories, contributions)
 
-    def _memory(self, name: str, weight: Tensor) -> Tensor:
-        """The memory of a weight, with the device and strides that the weight has now."""
-        memory = self.memories.get(name)
+    def _memory(self, name: str) -> Tensor | None:
+        """The memory of a weight, if it has one, with the device and strides that the weight has now."""
+        memory, weight = self.memories.get(name), self.weights[name]
         if memory is None:
-            memory = self.memories[name] = torch.zeros_like(weight, dtype=torch.float32)
-        elif memory.device != weight.device or memory.stride() != weight.stride():
+            return None
+        if memory.device != weight.device or memory.stride() != weight.stride():
             memory = self.memories[name] = torch.empty_like(weight, dtype=torch.float32).copy_(memory)
         return memory
 

@@ -87,20 +87,21 @@ class Pruner:
         )
         checks.check_ownership(self.method.weights(self.model), self.model, optimizers)
         state.refuse_second_pruner(optimizers)
-        if self.method.cuts:
-            for module in (self.model, *self.site.followers):
-                reshaping.install(module)
-            reshaping.bind(self.model, optimizers, self.site.followers)
         self.run = self.method.begin(self.site)
         self._report: Report | None = None
         self._warned = False
         self._ride = Ride(optimizers, list(self.run.weights.values()), self._before, self._after, self.detach)
-        self._passenger = state.Passenger(optimizers, self.state_dict, self.load_state_dict)
+        self._passenger = state.Passenger(optimizers, self.state_dict, self._load)
+        if self.method.cuts:  # after the ride, which unbinds an earlier Pruner of the model
+            for module in (self.model, *self.site.followers):
+                reshaping.install(module)
+            reshaping.bind(self.model, optimizers, self.site.followers)
 
     # -- inside optimizer.step() -----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _before(self, gradients: Gradients) -> None:
+        self._passenger.excused = False
         self.run.before_update(gradients)
 
     @torch.no_grad()
@@ -151,7 +152,7 @@ class Pruner:
     # -- ending ----------------------------------------------------------------------------------------------------
 
     def finish(self, *, allow_early: bool = False) -> Report:
-        """Put the exact final state in force, check it, and leave a plain module behind.
+        """Put the exact final state in force, check it, and leave a plain module behind. Distributed: call it on all ranks.
 
         Args:
             allow_early: accept a training that stopped before 99 % of ``total_steps``.
@@ -193,7 +194,7 @@ class Pruner:
         """Everything needed to go on exactly: tensors, numbers and strings, fit for ``torch.load(weights_only=True)``.
 
         The same travels in ``optimizer.state_dict()``; this form is for checkpoints that rebuild optimizer states
-        (torch.distributed.checkpoint).
+        (torch.distributed.checkpoint), where ``load_state_dict`` comes before the optimizer's.
         """
         taken = self._ride.state_dict()
         self.site.clock.step = self._ride.steps
@@ -212,9 +213,13 @@ class Pruner:
         Raises:
             EspalierError: for the state of another method or another number of steps.
         """
+        self._load(saved)
+        self._passenger.excused = True
+
+    def _load(self, saved: Mapping[str, Any]) -> None:
         state.check_same_training(saved, repr(self.method), self.site.clock.total)
         structure = Structure.from_json(saved["structure"])
         shape_to(self.model, structure, optimizers=self.site.optimizers, followers=self.site.followers)
+        self.run.load_state_dict(saved["run"])
         self._ride.load_state_dict(saved["taken"])
         self.site.clock.step = self._ride.steps
-        self.run.load_state_dict(saved["run"])

@@ -7,6 +7,7 @@ The caveats that this file takes care of:
 - fused optimizers under a GradScaler are called even for a step that will be skipped, with scaled gradients: the flag
   stays on the device and is read two steps later, when it has long arrived;
 - an optimizer that we do not ride on and that steps our weights would undo every mask: that raises at its first step;
+- torch.distributed.checkpoint takes a step that is none, to build empty optimizer states;
 - several optimizers: a step of the training is a step of the one that has stepped most often.
 """
 
@@ -52,12 +53,13 @@ class Ride:
     ) -> None:
         self.optimizers = tuple(optimizers)
         self.weights = {id(p): p for p in weights}
-        self._before, self._after, self._release = before, after, release
+        self._before, self._after, self.release = before, after, release
         self._take_over()
         self._taken = [0] * len(self.optimizers)
         self._depth = [0] * len(self.optimizers)
         self._flags: list[deque[tuple[Any, Tensor]]] = [deque() for _ in self.optimizers]
         self.calls = 0
+        self._rehearsing = False
         self._handles: list[RemovableHandle] = []
         for index, optimizer in enumerate(self.optimizers):
             self._handles.append(optimizer.register_step_pre_hook(self._pre_hook(index)))
@@ -69,7 +71,7 @@ class Ride:
         for other in list(_rides):
             if other.weights.keys() & self.weights.keys():
                 warnings.warn("An earlier Pruner of these weights was not finished; it is detached now.", stacklevel=4)
-                other._release()
+                other.release()
 
     def detach(self) -> None:
         """Remove every hook."""
@@ -88,7 +90,8 @@ class Ride:
             if self._depth[index] > 1:
                 return None
             self.calls += 1
-            return self._with_closure(optimizer, args, kwargs)
+            self._rehearsing = _is_rehearsal(optimizer)
+            return None if self._rehearsing else self._with_closure(optimizer, args, kwargs)
 
         return hook
 
@@ -111,13 +114,18 @@ class Ride:
     def _post_hook(self, index: int) -> Callable[..., None]:
         def hook(optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> None:
             self._depth[index] = max(self._depth[index] - 1, 0)
-            if self._depth[index]:
+            if self._depth[index] or self._rehearsing:
                 return
             self._taken[index] += 1
             self._note_skip(index, getattr(optimizer, "found_inf", None))
             self._after(self.steps)
 
         return hook
+
+    @property
+    def stepping(self) -> bool:
+        """Whether one of the optimizers is inside its ``step`` now."""
+        return any(self._depth)
 
     # -- counting --------------------------------------------------------------------------------------------------
 
@@ -167,7 +175,15 @@ class Ride:
 
 def _reading(optimizer: Optimizer) -> Gradients:
     """GradScaler leaves ``grad_scale`` and ``found_inf`` on a fused optimizer for the time of its step."""
-    return Gradients(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
+    return Gradients(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None), optimizer)
+
+
+def _is_rehearsal(optimizer: Optimizer) -> bool:
+    """torch.distributed.checkpoint steps an optimizer without state once, at lr 0, to see what its state looks like."""
+    frame = None if optimizer.state else sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "_init_optim_state":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _nested_calls(optimizer: Optimizer) -> int:
@@ -204,11 +220,11 @@ def _before_any_step(optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) ->
 def _after_any_step(optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> None:
     calls = _calls_before.pop(optimizer, {})
     for ride in list(_rides):
-        if calls.get(id(ride)) != ride.calls:
-            continue  # ours, or a wrapper (Lookahead) that stepped ours inside its own step
+        if calls.get(id(ride)) != ride.calls or ride.stepping:
+            continue  # ours, a wrapper (Lookahead) that stepped ours inside its own step, or one that ours steps inside
         shared = sum(id(p) in ride.weights for group in optimizer.param_groups for p in group["params"])
         if shared:
-            ride.detach()
+            ride.release()
             raise EspalierError(
                 f"A {type(optimizer).__name__} that the Pruner does not ride on has stepped {shared} of its weights, so no "
                 f"mask holds: give this optimizer to es.Pruner(model, optimizer, ...), or call finish() or detach() first."

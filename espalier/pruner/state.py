@@ -36,7 +36,12 @@ class Passenger:
         optimizers: the optimizers of the Pruner.
         save: gives the state.
         load: takes it up.
+
+    Attributes:
+        excused: the Pruner was loaded apart just now, so an optimizer state without it is complete.
     """
+
+    excused = False
 
     def __init__(
         self,
@@ -52,10 +57,13 @@ class Passenger:
             state[KEY] = save()
 
         def take(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            if KEY not in state and self.excused:
+                return state
             if KEY not in state:
                 raise EspalierError(
                     "This optimizer state was saved without a Pruner, so the sparsity schedule would start over: load a "
-                    "checkpoint of a pruned training, or load it before building the Pruner to prune from here on."
+                    "checkpoint of a pruned training (pruner.load_state_dict first, if the Pruner was saved apart), or load it "
+                    "before building the Pruner to prune from here on."
                 )
             load(state[KEY])
             return {key: value for key, value in state.items() if key != KEY}

@@ -136,8 +136,21 @@ def test_a_selection_that_matches_nothing_is_refused(include, exclude, words):
         es.masks.select_weights(Net(), include, exclude)
 
 
-def test_a_parametrized_convolution_is_refused_by_name():
+@pytest.mark.parametrize("include", [None, ["Conv2d"], [nn.Conv2d], ["*"]])
+def test_a_parametrized_layer_is_refused_by_name(include):
     net = Net()
     torch.nn.utils.parametrizations.weight_norm(net.stem)
-    with pytest.raises(es.EspalierError, match="weight of stem is computed by a parametrization"):
-        es.masks.select_weights(net)
+    with pytest.raises(es.EspalierError, match=r"weight of stem is computed by a parametrization.*exclude 'stem\*'"):
+        es.masks.select_weights(net, include)
+    assert "body.0.weight" in es.masks.select_weights(net, include, ["stem*"])
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [(["Linear"], (), ["emb.weight", "mid.weight"]), (["out"], (), ["emb.weight"]), (["*"], ["out"], ["mid.weight"])],
+)
+def test_a_tied_weight_is_meant_by_each_of_its_names(include, exclude, expected):
+    net = nn.Module()
+    net.emb, net.mid, net.out = nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12, bias=False)
+    net.out.weight = net.emb.weight
+    assert list(es.masks.select_weights(net, include, exclude)) == expected

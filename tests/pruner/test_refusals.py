@@ -24,6 +24,17 @@ def build(net, method=None, optimizer=None, **kwargs):
         (lambda n: es.OCP(0.9, scope="lokal"), "scope must be one of local, global, erk"),
         (lambda n: es.OCP(0.9, criterion="magnitud"), "criterion must be one of"),
         (lambda n: es.OCP(0.9, include="conv1"), "take lists"),
+        (lambda n: es.OCP(0.9, include=nn.Conv2d), "take lists"),
+        (lambda n: es.OCP(0.9, include=(name for name in ["conv1"])), "take lists"),
+        (lambda n: es.OCP(0.9, pattern="kernel"), "pattern must be an object"),
+        (lambda n: es.OCP(0.9, pattern=es.patterns.Kernel), "pattern must be an object"),
+        (lambda n: es.OCP(0.9, criterion=es.criteria.Movement), "criterion must be one of"),
+        (lambda n: es.OCP(0.9, every=1.5), "every must be a whole number"),
+        (lambda n: es.OCP(0.9, beta=900), "beta, the offset"),
+        (lambda n: es.Iterative(0.5, steps=2.5), "and whole ones"),
+        (lambda n: es.AGP(0.5, start="a"), "0 <= start < end <= 1"),
+        (lambda n: build(n, es.OCP(0.5, include=[])), "include is empty"),
+        (lambda n: build(n, es.OCP(0.5, exclude=["Conv2d"])), "exclude removes them all"),
         (lambda n: es.OCP(0.5, pattern=es.patterns.NM(2, 4)), "cannot follow the gradual schedule OneCycle"),
         (lambda n: es.Iterative(0.5, pattern=es.patterns.NM(2, 4)), "means a sparsity of 0.5"),
         (lambda n: es.OneShot(0.9, pattern=es.patterns.NM(2, 4)), "means a sparsity of 0.5"),
@@ -94,6 +105,11 @@ def test_states_of_other_trainings_are_refused(make_net):
     longer = build(net, optimizer=optimizer, total_steps=20)
     with pytest.raises(es.EspalierError, match="training of 10 steps"):
         longer.load_state_dict(saved)
+    for other_net in (make_net(width=16), nn.Sequential(nn.Conv2d(3, 4, 3))):
+        another = build(other_net)
+        with pytest.raises(es.EspalierError, match=r"mask of conv1\.weight that fits no weight here"):
+            another.load_state_dict(saved)
+        assert another.step == 0
     with pytest.raises(es.EspalierError, match="no state of a Pruner"):
         longer.load_state_dict({"step": 3})
 
