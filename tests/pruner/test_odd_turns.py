@@ -132,10 +132,11 @@ def test_a_criterion_with_memory_finishes_rightly_after_a_change_of_format(make_
 
 def test_a_new_pruner_keeps_its_binding_when_it_takes_over(make_net):
     net = make_net()
-    es.Pruner(net, sgd(net), CutAt(1, 4), total_steps=4)
+    first = es.Pruner(net, sgd(net), CutAt(1, 4), total_steps=4)  # held, or the garbage collector may be there before
     with pytest.warns(UserWarning, match="earlier Pruner"):
-        es.Pruner(net, sgd(net), CutAt(1, 4), total_steps=4)
+        second = es.Pruner(net, sgd(net), CutAt(1, 4), total_steps=4)
     assert net in reshaping._bound
+    assert first is not second
 
 
 def test_after_a_stranger_a_pruner_with_both_optimizers_can_be_built(make_net):
