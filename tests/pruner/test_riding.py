@@ -240,7 +240,8 @@ def test_copies_are_plain_and_nothing_is_dragged_along(make_net):
 
 def test_a_stranger_that_steps_our_weights_is_noticed_at_its_first_step(make_net):
     net = make_net()
-    es.Pruner(net, sgd(net), es.OCP(0.75), total_steps=4)
+    ours = sgd(net)
+    es.Pruner(net, ours, es.OCP(0.75), total_steps=4)  # lives as long as its optimizer
     stranger = torch.optim.Adam(net.parameters())
     with pytest.raises(es.EspalierError, match="Adam that the Pruner does not ride on has stepped 2"):
         train_step(net, stranger, 0)
