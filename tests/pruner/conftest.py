@@ -47,3 +47,11 @@ def train_step(model, optimizer, step: int, *, accumulate: int = 1) -> None:
         nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def sgd(net, **kwargs):
+    return torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, **kwargs)
+
+
+def masked_weights_are_zero(pruner):
+    return all(not pruner.run.weights[n][mask == 0].any() for n, mask in pruner.run.masks.tensors.items())
