@@ -11,11 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 import espalier as es
 from espalier.surgery import reshaping
 from tests.helpers.cutting import CutAt
-from tests.pruner.conftest import batch, train_step
-
-
-def sgd(net, **kwargs):
-    return torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, **kwargs)
+from tests.pruner.conftest import batch, sgd, train_step
 
 
 def constant(**kwargs):
