@@ -6,12 +6,19 @@
 """
 
 from espalier import criteria, schedules
+from espalier.compacting import Compaction, compact
+from espalier.cost import Cost, cost, search
+from espalier.distributed import DistributedDataParallel
 from espalier.errors import EspalierError
-from espalier.files import load_model as load
+from espalier.exporting import export
 from espalier.files import save_model as save
+from espalier.graph import ChannelGraph, Group, trace
 from espalier.masks import LayerSparsity, patterns
 from espalier.methods import AGP, METHODS, OCP, Dense, Follow, Iterative, Method, OneShot
+from espalier.profiling import profile
 from espalier.pruner import Pruner, Report
+from espalier.rebuild import load
+from espalier.surgery.channels import cut
 
 __version__ = "0.1.0"
 
@@ -19,18 +26,30 @@ __all__ = [
     "AGP",
     "METHODS",
     "OCP",
+    "ChannelGraph",
+    "Compaction",
+    "Cost",
     "Dense",
+    "DistributedDataParallel",
     "EspalierError",
     "Follow",
+    "Group",
     "Iterative",
     "LayerSparsity",
     "Method",
     "OneShot",
     "Pruner",
     "Report",
+    "compact",
+    "cost",
     "criteria",
+    "cut",
+    "export",
     "load",
     "patterns",
+    "profile",
     "save",
     "schedules",
+    "search",
+    "trace",
 ]

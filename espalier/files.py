@@ -5,6 +5,7 @@
 - A tensor with many zeros is stored as a bit mask and its live values, where that is smaller. Only the bit pattern of +0.0
   counts as zero, so every tensor comes back bit by bit.
 - Tensors that share memory are stored once.
+- How the model was built can be recorded (``builder``), as names and plain values only.
 - Equal weights give equal bytes; a file is written beside its place and renamed into it.
 - A file is compared with the model before anything is unpacked, and the model is touched only when all of it is right.
 """
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from espalier.builder import Builder
 from espalier.errors import EspalierError
 from espalier.masks import pack_bits, unpack_bits
 from espalier.structure import Structure
@@ -38,17 +40,26 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Content = Mapping[str, Any]
 
 
-def save_model(model: nn.Module, path: str | Path, *, metadata: Mapping[str, Any] | None = None) -> None:
+def save_model(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    builder: Builder | Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
     """Write all parameters and persistent buffers of ``model`` to a safetensors file.
 
     Args:
         model: any module; of a wrapped one (torch.compile, DistributedDataParallel) the inner module is saved.
         path: the file to write or replace.
+        builder: how the model was built, so that ``es.load(path)`` can build it again:
+            ``{"library": "timm", "name": "resnet18", "arguments": {"num_classes": 10}}``. The library is "timm",
+            "torchvision" or "espalier", the name one that it lists, the arguments plain values.
         metadata: anything of your own that JSON can hold; ``read_metadata`` gives it back.
 
     Raises:
-        EspalierError: if the model cannot be stored exactly, or the file cannot be written (no folder, no space); an old
-            file stays as it was.
+        EspalierError: if the model cannot be stored exactly, the builder is more than a name with plain values, or the file
+            cannot be written (no folder, no space); an old file stays as it was.
 
     Example:
         >>> import tempfile, torch, espalier as es
@@ -61,6 +72,7 @@ def save_model(model: nn.Module, path: str | Path, *, metadata: Mapping[str, Any
         True
     """
     model = unwrap(model)
+    recorded = None if builder is None else Builder.read(builder)
     _check_savable(model)
     tensors: dict[str, Tensor] = {}
     sparse: dict[str, list[int]] = {}
@@ -82,6 +94,8 @@ def save_model(model: nn.Module, path: str | Path, *, metadata: Mapping[str, Any
             sparse[name] = list(tensor.shape)
             tensors[name + MASK], tensors[name + VALUES] = packed
     content = {"format": FORMAT, "structure": structure_of(model).to_json(), "sparse": sparse, "aliases": aliases}
+    if recorded is not None:
+        content["builder"] = recorded.content()
     if metadata is not None:
         content["metadata"] = dict(metadata)
     _write(Path(path), _bytes(tensors, content))
@@ -128,6 +142,22 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """
     with _opened(Path(path)) as (_, content):
         return dict(content.get("metadata", {}))
+
+
+def read_builder(path: str | Path) -> Builder | None:
+    """How the model in a file was built; None if that was not recorded.
+
+    Raises:
+        EspalierError: if the file is missing, damaged or none of espalier's, or its record is more than a name with plain
+            values.
+    """
+    with _opened(Path(path)) as (_, content):
+        if "builder" not in content:
+            return None
+        try:
+            return Builder.read(content["builder"])
+        except EspalierError as error:
+            raise EspalierError(f"{str(path)!r} is not to be trusted with building its model: {error}") from error
 
 
 # -- what fits what ------------------------------------------------------------------------------------------------

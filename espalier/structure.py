@@ -30,7 +30,9 @@ class Structure:
     Attributes:
         shapes: original shape of every parameter and buffer that was cut.
         kept: sorted original indices that are left, per cut dimension.
-        integers: module integers that were rewritten, path -> (original, present) value.
+        integers: module integers that were rewritten, path -> (original, present) value; ``norm.normalized_shape[0]`` for
+            one inside a tuple or list.
+        scales: module floats that were rewritten (1 / sqrt of a head's width), path -> (original, present) value.
 
     Raises:
         EspalierError: if the indices are not sorted, distinct and inside the shapes.
@@ -47,6 +49,7 @@ class Structure:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     kept: Mapping[Place, tuple[int, ...]] = field(default_factory=dict)
     integers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shapes = {name: tuple(map(operator.index, shape)) for name, shape in self.shapes.items()}
@@ -62,6 +65,7 @@ class Structure:
         object.__setattr__(self, "kept", kept)
         object.__setattr__(self, "shapes", {name: shape for name, shape in shapes.items() if name in cut})
         object.__setattr__(self, "integers", {path: (a, b) for path, (a, b) in self.integers.items() if a != b})
+        object.__setattr__(self, "scales", {path: (a, b) for path, (a, b) in self.scales.items() if a != b})
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -69,7 +73,7 @@ class Structure:
     @property
     def is_dense(self) -> bool:
         """Whether nothing has been cut."""
-        return not self.kept and not self.integers
+        return not self.kept and not self.integers and not self.scales
 
     def shape(self, name: str) -> Shape:
         """Present shape of a tensor in ``shapes``."""
@@ -80,6 +84,7 @@ class Structure:
         keep: Mapping[Place, tuple[int, ...]],
         shapes: Mapping[str, Shape],
         integers: Mapping[str, tuple[int, int]],
+        scales: Mapping[str, tuple[float, float]] | None = None,
     ) -> Structure:
         """The structure after a further cut.
 
@@ -87,6 +92,7 @@ class Structure:
             keep: kept indices relative to the present shapes.
             shapes: present shapes of the tensors in ``keep``.
             integers: rewritten module integers, path -> (present, new) value.
+            scales: rewritten module floats, path -> (present, new) value.
         """
         original = {**shapes, **self.shapes}
         kept = dict(self.kept)
@@ -94,7 +100,8 @@ class Structure:
             before = kept.get((name, dim), range(original[name][dim]))
             kept[name, dim] = tuple(before[index] for index in indices)
         values = {path: (self.integers.get(path, (now, now))[0], new) for path, (now, new) in integers.items()}
-        return Structure(original, kept, {**self.integers, **values})
+        floats = {path: (self.scales.get(path, (now, now))[0], new) for path, (now, new) in (scales or {}).items()}
+        return Structure(original, kept, {**self.integers, **values}, {**self.scales, **floats})
 
     def to_json(self) -> str:
         """Compact JSON with sorted keys: equal structures give equal text."""
@@ -107,6 +114,8 @@ class Structure:
             "kept": kept,
             "integers": {path: list(values) for path, values in self.integers.items()},
         }
+        if self.scales:
+            content["scales"] = {path: list(values) for path, values in self.scales.items()}
         return json.dumps(content, separators=(",", ":"), sort_keys=True)
 
     @classmethod
@@ -128,6 +137,7 @@ class Structure:
                     for dim, indices in dims.items()
                 },
                 {path: (_whole(a), _whole(b)) for path, (a, b) in content["integers"].items()},
+                {path: (_scale(a), _scale(b)) for path, (a, b) in content.get("scales", {}).items()},
             )
         except EspalierError:
             raise
@@ -138,6 +148,12 @@ class Structure:
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise EspalierError(f"The structure record is malformed: {reprlib.repr(value)} is no index or size.")
+    return value
+
+
+def _scale(value: Any) -> float:
+    if not isinstance(value, float) or not 0 < value < 1e9:
+        raise EspalierError(f"The structure record is malformed: {reprlib.repr(value)} is no scale.")
     return value
 
 

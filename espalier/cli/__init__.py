@@ -13,7 +13,10 @@ except ImportError:
 
 from espalier.cli.compare import compare
 from espalier.cli.evaluate import evaluate
+from espalier.cli.export import export
+from espalier.cli.inspect import inspect
 from espalier.cli.listing import list_names
+from espalier.cli.profile import profile
 from espalier.cli.report import report
 from espalier.cli.train import train
 from espalier.errors import EspalierError
@@ -29,6 +32,9 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(report)
+app.command()(inspect)
+app.command()(profile)
+app.command()(export)
 app.command("list")(list_names)
 
 

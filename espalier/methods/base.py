@@ -7,7 +7,7 @@ resume, followers) is the Pruner's work. A new method is one file with one Metho
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,6 +86,13 @@ class Run(ABC):
     @abstractmethod
     def after_update(self) -> None:
         """A step was taken and the clock stands after it: masks, cuts and decisions."""
+
+    def companions(self) -> Sequence[MutableMapping[str, Tensor]]:
+        """Tensors of the parameters' shapes, by name, that a cut of the model slices too."""
+        return []
+
+    def reshaped(self) -> None:
+        """The model was cut, and the companions with it."""
 
     @abstractmethod
     def finish(self) -> None:

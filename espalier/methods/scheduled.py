@@ -11,7 +11,7 @@ the schedule comes within half a tolerance of its final value). ``tolerance=0`` 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -138,6 +138,15 @@ class ScheduledRun(Run):
                 f"The final sparsity of {final:g} is not in force, since weights are NaN or infinite: training has diverged; "
                 f"go back to an earlier checkpoint."
             )
+
+    def companions(self) -> Sequence[MutableMapping[str, Tensor]]:
+        return [self.masks.tensors, self.memories]
+
+    def reshaped(self) -> None:
+        """Count anew, and choose anew among the weights that are left, so that the sparsity in force is right again."""
+        self._plan()
+        if self.masks.tensors:
+            self._prune_to(self.in_force)
 
     # -- following the schedule ------------------------------------------------------------------------------------
 

@@ -7,11 +7,13 @@ from numbers import Integral
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from espalier.errors import EspalierError
 from espalier.methods import METHODS, Method
+from espalier.surgery import FollowsCuts
 from espalier.wrappers import unwrap
 
 
@@ -23,6 +25,16 @@ def check_model(model: Any) -> nn.Module:
     if "FullyShardedDataParallel" in type(inner).__name__ or any(type(p).__name__ == "DTensor" for p in inner.parameters()):
         raise EspalierError("Sharded parameters (FSDP, DTensor) are not supported yet: use DistributedDataParallel.")
     return inner
+
+
+def check_wrappers(model: nn.Module, method: Method) -> None:
+    """torch's own DistributedDataParallel keeps gradient buckets of the shapes that it was built with."""
+    for module in model.modules() if method.cuts else ():
+        if isinstance(module, DistributedDataParallel) and not isinstance(module, FollowsCuts):
+            raise EspalierError(
+                f"{method.name} changes shapes, which torch.nn.parallel.DistributedDataParallel does not survive: wrap the "
+                f"model in es.DistributedDataParallel instead."
+            )
 
 
 def check_optimizers(optimizers: Any) -> tuple[Optimizer, ...]:

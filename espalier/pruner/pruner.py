@@ -30,7 +30,8 @@ class Pruner:
     names in the state dicts stay plain.
 
     Args:
-        model: the model that is trained; may be wrapped by torch.compile or DistributedDataParallel.
+        model: the model that is trained; may be wrapped by torch.compile or DistributedDataParallel
+            (``es.DistributedDataParallel`` for methods that change shapes).
         optimizer: its optimizer, or all of them.
         method: what to do, say ``es.OCP(sparsity=0.9)``.
         total_steps: optimizer steps of the whole training. After k of them the sparsity in force is s(k / total_steps),
@@ -73,6 +74,7 @@ class Pruner:
     ) -> None:
         self.model = checks.check_model(model)
         self.method = checks.check_method(method)
+        checks.check_wrappers(model, self.method)
         optimizers = checks.check_optimizers(optimizer)
         clock = Clock(checks.check_total_steps(total_steps))
         self.site = Site(
@@ -95,7 +97,7 @@ class Pruner:
         if self.method.cuts:  # after the ride, which unbinds an earlier Pruner of the model
             for module in (self.model, *self.site.followers):
                 reshaping.install(module)
-            reshaping.bind(self.model, optimizers, self.site.followers)
+        reshaping.bind(self.model, optimizers, self.site.followers, self.run)
 
     # -- inside optimizer.step() -----------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-import espalier as es
 from espalier.errors import EspalierError
 from espalier.recipes import runs
 from espalier.recipes.checkpoint import Position, pack, read_checkpoint, unpack, write_checkpoint
@@ -240,7 +239,7 @@ class Engine:
             return
         self.position.best = val_acc
         if self.processes.leads:
-            es.save(self.parts.model, self.folder / "best.safetensors")
+            self.parts.save(self.parts.model, self.folder / "best.safetensors")
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -256,9 +255,9 @@ class Engine:
         seconds = time.monotonic() - self._started
         result = make_result(parts, report, tested, runs.read_metrics(self.folder), self.position.step, seconds) | extra
         if self.processes.leads:
-            es.save(parts.model, self.folder / runs.WEIGHTS)
+            parts.save(parts.model, self.folder / runs.WEIGHTS)
             if parts.ema is not None:
-                es.save(parts.ema.module, self.folder / "model_ema.safetensors")
+                parts.save(parts.ema.module, self.folder / "model_ema.safetensors")
             runs.write_json(self.folder / runs.RESULT, result)
             (self.folder / runs.CHECKPOINT).unlink(missing_ok=True)
             (self.folder / runs.FAILURE).unlink(missing_ok=True)

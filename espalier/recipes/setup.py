@@ -21,7 +21,7 @@ from espalier.recipes.processes import Processes
 from espalier.recipes.pruning import build_method
 from espalier.recipes.spec import DataSpec, Recipe
 from espalier.tasks.classification.data import Augment, Data, open_data
-from espalier.tasks.classification.models import build_model
+from espalier.tasks.classification.models import build_model, builder_of
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,6 +54,12 @@ class Training:
         """Context of the forward pass in the recipe's precision."""
         dtype = AUTOCAST.get(self.recipe.train.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """Write `model` or its average, with how it is built and the shape of its images, so that the file needs no recipe."""
+        info, spec = self.data.info, self.recipe.model
+        builder = builder_of(spec.name, num_classes=info.num_classes, in_channels=info.in_channels, **spec.args)
+        es.save(model, path, builder=builder, metadata={"input": [info.in_channels, info.image_size, info.image_size]})
 
 
 def build_training(recipe: Recipe, processes: Processes) -> Training:

@@ -16,13 +16,15 @@ from torch.optim import Optimizer
 
 from espalier.errors import EspalierError
 from espalier.structure import Place, Shape, Structure
-from espalier.surgery.optimizer_states import Axes, following
+from espalier.surgery.attributes import read_integer, read_scale, write
+from espalier.surgery.optimizer_states import following
+from espalier.surgery.slicing import sliced, sliced_gradient, sliced_mask, sliced_state, zeros, zeros_state
+from espalier.surgery.wrapped import note_change, refuse_old_reducers
 from espalier.wrappers import unwrap
 
 ATTRIBUTE = "_espalier_structure"  # a plain attribute of the module: survives deepcopy, is no parameter and no buffer
 
 Keep = Mapping[Place, Sequence[int]]
-Dims = Mapping[int, tuple[int, ...]]  # dimension -> kept indices
 
 
 def structure_of(model: nn.Module) -> Structure:
@@ -37,19 +39,24 @@ def cut(
     keep: Keep,
     *,
     integers: Mapping[str, int] | None = None,
+    scales: Mapping[str, float] | None = None,
     optimizers: Sequence[Optimizer] = (),
     followers: Sequence[nn.Module] = (),
-    masks: MutableMapping[str, Tensor] | None = None,
+    companions: Sequence[MutableMapping[str, Tensor]] = (),
 ) -> Structure:
-    """Keep only the named slices, in place.
+    """Keep only the named slices, in place: of tensors, their gradients, optimizer states, followers and masks.
+
+    Cut between two steps, not between a forward and its backward. A model inside ``espalier.DistributedDataParallel`` trains
+    on, cut alike on every rank; torch's own DistributedDataParallel refuses its next forward.
 
     Args:
         model: the module to cut; names are those of the module inside its wrappers.
         keep: (name of parameter or buffer, dimension) -> sorted indices that stay. One name of a shared tensor is enough.
         integers: module integers to rewrite, such as ``{"conv1.out_channels": 12}``.
+        scales: module floats to rewrite, such as ``{"attn.scale": 0.2}``.
         optimizers: their states are cut along.
         followers: models with the same names that are cut alike.
-        masks: masks by parameter name that are cut alike.
+        companions: tensors of the parameters' shapes, by name, that are cut alike: masks, running sums.
 
     Returns:
         The structure of the model, relative to how it was built.
@@ -62,22 +69,29 @@ def cut(
     modules = [model, *(unwrap(follower) for follower in followers)]
     plan = _plan(model, keep)
     shapes = {name: tuple(_tensor(model, name).shape) for name in plan}
-    values = {path: (_integer(model, path), new) for path, new in integers.items()}
+    values = {path: (read_integer(model, path), new) for path, new in integers.items()}
     for follower in modules[1:]:
         _check_follower(follower, structure_of(model), shapes, integers)
-    structure = structure_of(model).cut({(n, d): kept for n, dims in plan.items() for d, kept in dims.items()}, shapes, values)
+    floats = {path: (read_scale(model, path), new) for path, new in (scales or {}).items()}
+    kept = {(name, dim): indices for name, dims in plan.items() for dim, indices in dims.items()}
+    structure = structure_of(model).cut(kept, shapes, values, floats)
 
-    new = [{name: _sliced(_tensor(module, name), dims) for name, dims in plan.items()} for module in modules]
+    new = [{name: sliced(_tensor(module, name), dims) for name, dims in plan.items()} for module in modules]
     commits: list[Callable[[], object]] = []
+    changed: list[Tensor] = []
     for module, parts in zip(modules, new, strict=True):
-        commits += [partial(replace, _tensor(module, name), data) for name, data in parts.items()]
+        old = {name: _tensor(module, name) for name in parts}
+        gradients = {name: sliced_gradient(tensor, plan[name], parts[name]) for name, tensor in old.items()}
+        commits += [partial(replace, tensor, parts[name], gradients[name]) for name, tensor in old.items()]
+        changed += old.values()
     changes = {_tensor(model, name): (dims, new[0][name]) for name, dims in plan.items()}
     for optimizer in optimizers:
-        commits += following(optimizer, changes, _sliced_state)
-    if masks is not None:
-        sliced = {n: _sliced_mask(n, masks[n], shapes[n], plan[n], new[0][n]) for n in plan if n in masks}
-        commits.append(partial(masks.update, sliced))
-    commits += [partial(_note, module, integers, structure) for module in modules]
+        commits += following(optimizer, changes, sliced_state)
+    for beside in companions:
+        narrow = {n: sliced_mask(n, beside[n], shapes[n], plan[n], new[0][n]) for n in plan if n in beside}
+        commits.append(partial(beside.update, narrow))
+    commits += [partial(_note, module, {**integers, **(scales or {})}, structure) for module in modules]
+    commits.append(partial(refuse_old_reducers, changed))
     _carry_out(commits)
     return structure
 
@@ -99,17 +113,21 @@ def shape_to(
     """
     model = unwrap(model)
     commits: list[Callable[[], object]] = []
+    changed: list[Tensor] = []
     for module in (model, *(unwrap(follower) for follower in followers)):
         if structure_of(module) == structure:
             continue
         shapes = target_shapes(module, structure)
-        zeros = {n: _zeros(t, shapes[n]) for n, t in _named(module) if tuple(t.shape) != shapes[n]}
-        commits += [partial(replace, _tensor(module, name), data) for name, data in zeros.items()]
+        empty = {n: zeros(t, shapes[n]) for n, t in _named(module) if tuple(t.shape) != shapes[n]}
+        commits += [partial(replace, _tensor(module, name), data) for name, data in empty.items()]
+        changed += [_tensor(module, name) for name in empty]
         if module is model:
-            changes = {_tensor(model, name): data for name, data in zeros.items()}
+            changes = {_tensor(model, name): data for name, data in empty.items()}
             for optimizer in optimizers:
-                commits += following(optimizer, changes, _zeros_state)
-        commits.append(partial(_note, module, _target_integers(module, structure), structure))
+                commits += following(optimizer, changes, zeros_state)
+        numbers = {**_target_integers(module, structure), **_target_scales(module, structure)}
+        commits.append(partial(_note, module, numbers, structure))
+    commits.append(partial(refuse_old_reducers, changed))
     _carry_out(commits)
 
 
@@ -132,69 +150,23 @@ def target_shapes(model: nn.Module, structure: Structure) -> dict[str, Shape]:
     return shapes
 
 
-def replace(tensor: Tensor, new: Tensor) -> None:
+def replace(tensor: Tensor, new: Tensor, gradient: Tensor | None = None) -> None:
     """Put other data of another shape into a parameter or buffer that stays the same object.
 
     Gradient accumulators remember the old shape (a ``loss`` that is still alive holds them), and only a change of dtype makes
     autograd build new ones; hence the detour over an empty tensor of another dtype. Hooks on the parameter survive.
+
+    Args:
+        tensor: the parameter or buffer.
+        new: its new data.
+        gradient: what has been accumulated for it, in the new shape.
     """
     tensor.grad = None
     other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
     tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = new
-
-
-# -- new tensors ---------------------------------------------------------------------------------------------------
-# Fused optimizers compute wrong updates, without an error, where strides of state and parameter differ: both get the same.
-
-
-def _sliced(tensor: Tensor, dims: Dims) -> Tensor:
-    """The kept part, in the memory format of the whole, which ``index_select`` forgets."""
-    part = tensor.detach()
-    for dim, indices in dims.items():
-        part = part.index_select(dim, torch.tensor(indices, device=part.device))
-    return _empty(tensor, part.shape).copy_(part)
-
-
-def _zeros(tensor: Tensor, shape: Shape) -> Tensor:
-    return _empty(tensor, shape).zero_()
-
-
-def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=_memory_format(like))
-
-
-def _memory_format(tensor: Tensor) -> torch.memory_format:
-    """By the strides: where dimensions have size 1, a tensor is contiguous in both formats but strides still tell which."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    if last is not None and tensor.is_contiguous(memory_format=last):
-        plain = torch.empty(tensor.shape, device="meta").stride()
-        exact = torch.empty(tensor.shape, device="meta", memory_format=last).stride()
-        if not tensor.is_contiguous() or (tensor.stride() == exact and exact != plain):
-            return last
-    return torch.contiguous_format
-
-
-def _with_strides_of(parameter: Tensor, state: Tensor) -> Tensor:
-    if state.shape != parameter.shape or state.stride() == parameter.stride():
-        return state
-    return torch.empty_like(parameter, dtype=state.dtype, device=state.device).copy_(state)
-
-
-def _sliced_state(parameter: Tensor, state: Tensor, axes: Axes, change: tuple[Dims, Tensor]) -> Tensor:
-    dims, new = change
-    own = {place: dims[axis] for place, axis in enumerate(axes) if axis is not None and axis in dims}
-    return _with_strides_of(new, _sliced(state, own))
-
-
-def _zeros_state(parameter: Tensor, state: Tensor, axes: Axes, new: Tensor) -> Tensor:
-    return _with_strides_of(new, _zeros(state, tuple(1 if axis is None else new.shape[axis] for axis in axes)))
-
-
-def _sliced_mask(name: str, mask: Tensor, shape: Shape, dims: Dims, new: Tensor) -> Tensor:
-    if tuple(mask.shape) != shape:
-        raise EspalierError(f"The mask of {name} has shape {list(mask.shape)}, but {name} has {list(shape)}.")
-    return _with_strides_of(new, _sliced(mask, dims))
+    tensor.grad = gradient
+    note_change(tensor)
 
 
 # -- looking things up, and refusing -------------------------------------------------------------------------------
@@ -244,25 +216,14 @@ def _check_follower(
     if structure_of(follower) != structure or any(tuple(_tensor(follower, n).shape) != s for n, s in shapes.items()):
         raise EspalierError(f"The follower {type(follower).__name__} has other shapes than the model: build it from the model.")
     for path in integers:
-        _integer(follower, path)
-
-
-def _integer(model: nn.Module, path: str) -> int:
-    owner, _, leaf = path.rpartition(".")
-    try:
-        value = getattr(model.get_submodule(owner), leaf)
-    except AttributeError:
-        value = None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise EspalierError(f"The model has no integer {path!r} to rewrite.")
-    return value
+        read_integer(follower, path)
 
 
 def _target_integers(model: nn.Module, structure: Structure) -> dict[str, int]:
     """What the module integers are under ``structure``, back to the built value where it says nothing."""
     present = structure_of(model).integers
     for path, (built, _) in structure.integers.items():
-        here = present[path][0] if path in present else _integer(model, path)
+        here = present[path][0] if path in present else read_integer(model, path)
         if here != built:
             raise EspalierError(
                 f"The structure record says that {path} was built as {built}, but this model builds it as {here}: "
@@ -272,10 +233,16 @@ def _target_integers(model: nn.Module, structure: Structure) -> dict[str, int]:
     return values | {path: now for path, (_, now) in structure.integers.items()}
 
 
-def _note(model: nn.Module, integers: Mapping[str, int], structure: Structure) -> None:
+def _target_scales(model: nn.Module, structure: Structure) -> dict[str, float]:
+    present = structure_of(model).scales
+    for path in structure.scales:
+        read_scale(model, path)
+    return {path: built for path, (built, _) in present.items()} | {path: now for path, (_, now) in structure.scales.items()}
+
+
+def _note(model: nn.Module, integers: Mapping[str, float], structure: Structure) -> None:
     for path, value in integers.items():
-        owner, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, value)
+        write(model, path, value)
     model.__dict__[ATTRIBUTE] = structure
 
 

@@ -8,8 +8,9 @@ own error stands. The hooks are functions of this module, so a deep copy of the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,8 +22,33 @@ from espalier.surgery.cutting import shape_to, structure_of
 KEY = "espalier"
 FLAG = "_espalier_reshapes"  # copied with the model, as its hooks are; False makes them do nothing
 
-# Weak on both sides: an optimizer's hooks hold its Pruner and so the model; a strong value would keep its own key alive.
-Bound = tuple[list[weakref.ref[Optimizer]], list[weakref.ref[nn.Module]]]
+
+class Passenger(Protocol):
+    """Somebody who keeps tensors of the parameters' shapes: the run of a method."""
+
+    def companions(self) -> Sequence[MutableMapping[str, Tensor]]:
+        """Tensors by parameter name that a cut slices too."""
+
+    def reshaped(self) -> None:
+        """Called after a cut."""
+
+
+@dataclass
+class Bound:
+    """What has to be reshaped along with a model. Weak, like the table: an optimizer's hooks hold its Pruner and so the model,
+    and a strong value would keep its own key alive."""
+
+    optimizers: list[weakref.ref[Optimizer]] = field(default_factory=list)
+    followers: list[weakref.ref[nn.Module]] = field(default_factory=list)
+    passenger: weakref.ref[Passenger] | None = None
+
+    def living_optimizers(self) -> list[Optimizer]:
+        return [o for ref in self.optimizers if (o := ref()) is not None]
+
+    def living_followers(self) -> list[nn.Module]:
+        return [f for ref in self.followers if (f := ref()) is not None]
+
+
 _bound: weakref.WeakKeyDictionary[nn.Module, Bound] = weakref.WeakKeyDictionary()
 
 
@@ -40,9 +66,20 @@ def uninstall(model: nn.Module) -> None:
         model.__dict__[FLAG] = False
 
 
-def bind(model: nn.Module, optimizers: Sequence[Optimizer], followers: Sequence[nn.Module]) -> None:
-    """Name what has to be reshaped along when this very model (no copy of it) loads other shapes. Keeps nothing alive."""
-    _bound[model] = ([weakref.ref(o) for o in optimizers], [weakref.ref(f) for f in followers])
+def bind(
+    model: nn.Module, optimizers: Sequence[Optimizer], followers: Sequence[nn.Module], passenger: Passenger | None = None
+) -> None:
+    """Name what has to be reshaped along when this very model (no copy of it) is cut or loads other shapes. Keeps nothing alive."""
+    _bound[model] = Bound(
+        [weakref.ref(o) for o in optimizers],
+        [weakref.ref(f) for f in followers],
+        None if passenger is None else weakref.ref(passenger),
+    )
+
+
+def bound_to(model: nn.Module) -> Bound:
+    """What ``bind`` was told."""
+    return _bound.get(model) or Bound()
 
 
 def unbind(model: nn.Module) -> None:
@@ -56,13 +93,8 @@ def take_shape(model: nn.Module, structure: Structure) -> None:
     Raises:
         EspalierError: if the structure belongs to another model. Nothing has changed then.
     """
-    optimizers, followers = _bound.get(model, ([], []))
-    shape_to(
-        model,
-        structure,
-        optimizers=[o for ref in optimizers if (o := ref()) is not None],
-        followers=[f for ref in followers if (f := ref()) is not None],
-    )
+    bound = bound_to(model)
+    shape_to(model, structure, optimizers=bound.living_optimizers(), followers=bound.living_followers())
 
 
 def _record(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:

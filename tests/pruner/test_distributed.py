@@ -1,37 +1,17 @@
 """Two gloo ranks agree on masks and weights; ranks that start apart are refused by name."""
 
-import os
-import tempfile
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import espalier as es
+from tests.helpers.ranks import in_two_ranks
 from tests.pruner.conftest import SmallNet, batch
 from tests.pruner.test_contract import METHODS
 
 STEPS = 6
-
-
-def in_two_ranks(work, *args):
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(folder, work, args), nprocs=2)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def _rank(rank, folder, work, args):
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        torch.save(work(rank, *args), Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def train_all(rank):

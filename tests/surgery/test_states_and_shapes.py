@@ -170,7 +170,7 @@ def test_masks_of_other_shapes_are_refused_before_anything_changes():
     net = SmallNet()
     masks = {"conv1.weight": torch.ones(8, 3, 3, 3), "conv2.weight": torch.ones(2, 2)}
     with pytest.raises(es.EspalierError, match=r"mask of conv2\.weight"):
-        cut_channels(net, [1, 2], masks=masks)
+        cut_channels(net, [1, 2], companions=[masks])
     assert net.conv1.weight.shape[0] == masks["conv1.weight"].shape[0] == 8
 
 

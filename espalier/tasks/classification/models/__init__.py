@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from espalier.builder import Builder
 from espalier.errors import EspalierError
 from espalier.tasks.classification.models.convnet import ConvNet4
 from espalier.tasks.classification.models.mobilenet import MobileNetV1, MobileNetV2
 from espalier.tasks.classification.models.resnet import Basic, Bottleneck, CifarResNet, ResNet
 from espalier.tasks.classification.models.vgg import VGG
 from espalier.tasks.classification.models.weights import load_weights
-from espalier.tasks.classification.models.zoo import ZOOS
+from espalier.tasks.classification.models.zoo import ARGUMENTS, ZOOS
 from espalier.tasks.names import unknown
 
-__all__ = ["MODELS", "build_model", "load_weights", "model_names"]
+__all__ = ["MODELS", "build_model", "builder_of", "load_weights", "model_names"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (8, 14, 20, 32, 56, 110)},
@@ -68,3 +69,19 @@ def build_model(name: str, *, num_classes: int, in_channels: int = 3, weights: s
     else:
         model = MODELS[name](num_classes=num_classes, in_channels=in_channels, **args)
     return model if weights in (None, PRETRAINED) else load_weights(model, str(weights), name)
+
+
+def builder_of(name: str, *, num_classes: int, in_channels: int = 3, **args: Any) -> Builder | None:
+    """The record with which ``es.load`` builds the model of ``build_model`` again; None if its arguments are no plain values.
+
+    Example:
+        >>> builder_of("timm:resnet18", num_classes=10).content()
+        {'library': 'timm', 'name': 'resnet18', 'arguments': {'num_classes': 10, 'in_chans': 3}}
+    """
+    zoo, _, inner = name.partition(":")
+    try:
+        if zoo in ARGUMENTS and inner:
+            return Builder(zoo, inner, ARGUMENTS[zoo](inner, num_classes, in_channels, args))
+        return Builder("espalier", name, {"num_classes": num_classes, "in_channels": in_channels, **args})
+    except EspalierError:
+        return None

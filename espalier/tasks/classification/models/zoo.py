@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -27,9 +27,7 @@ def torchvision_model(name: str, *, num_classes: int, in_channels: int, pretrain
         raise EspalierError(
             f"torchvision:{name} takes images of 3 channels and the data has {in_channels}: take a model of timm instead."
         )
-    if name in WITH_AUXILIARY:
-        args = {"aux_logits": False, "init_weights": True, **args}
-    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
+    model: nn.Module = models.get_model(name, weights=None, **torchvision_arguments(name, num_classes, in_channels, args))
     if pretrained:
         held = _fetched(
             f"torchvision:{name}",
@@ -47,11 +45,22 @@ def timm_model(name: str, *, num_classes: int, in_channels: int, pretrained: boo
     library = timm()
     if not library.is_model(name):
         raise unknown("timm model", name, library.list_models(), show_all=False)
-    options = {"num_classes": num_classes, "in_chans": in_channels, **args}
+    options = timm_arguments(name, num_classes, in_channels, args)
     model: nn.Module = library.create_model(name, pretrained=False, **options)
     if pretrained:
         model = _fetched(f"timm:{name}", lambda: library.create_model(name, pretrained=True, **options))
     return model
+
+
+def torchvision_arguments(name: str, num_classes: int, in_channels: int, args: Mapping[str, Any]) -> dict[str, Any]:
+    """What torchvision's constructor is given; its models take images of 3 channels only."""
+    silent = {"aux_logits": False, "init_weights": True} if name in WITH_AUXILIARY else {}
+    return {"num_classes": num_classes, **silent, **args}
+
+
+def timm_arguments(name: str, num_classes: int, in_channels: int, args: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's constructor is given."""
+    return {"num_classes": num_classes, "in_chans": in_channels, **args}
 
 
 def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
@@ -63,3 +72,4 @@ def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
 
 
 ZOOS: dict[str, Callable[..., nn.Module]] = {"torchvision": torchvision_model, "timm": timm_model}
+ARGUMENTS: dict[str, Callable[..., dict[str, Any]]] = {"torchvision": torchvision_arguments, "timm": timm_arguments}

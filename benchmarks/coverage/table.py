@@ -1,0 +1,166 @@
+"""Writes ``table.md`` (every model) and ``coverage.json`` (totals against the bars) from the result lines of both sides.
+
+Usage: python -m benchmarks.coverage.table
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import Any
+
+from benchmarks.common import machine
+from benchmarks.coverage.__main__ import FOLDER, results
+from benchmarks.coverage.models import LIST, Entry, load
+
+HOLD, NARROW, FROZEN, EXACT = 0.97, 0.85, 0.10, 1e-5  # the bars
+PASSES, PER_PASS = 2, 0.05  # a trace runs the model in both modes, and may take this many seconds a pass besides
+
+Row = dict[str, Any]
+HEAD = (
+    "| model | M params | input | espalier | groups | params left | frozen | head | native | zeroed | trace / forward "
+    "| frozen because | Torch-Pruning | params left | graph / forward |"
+)
+
+
+def held(row: Row) -> bool:
+    return bool(row.get("outcome") == "ok")
+
+
+def ratio(row: Row, part: str, whole: str) -> float | None:
+    return row[part] / row[whole] if part in row and row.get(whole) else None
+
+
+def shown(value: float | None, form: str = ".2f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def outcome(row: Row) -> str:
+    if not row:
+        return "not run"
+    if held(row):
+        return "ok"
+    return f"**{row['outcome']}** ({row['stage']}): {row.get('error', '')}".replace("|", "/")[:150]
+
+
+def exactness(row: Row, oracle: str) -> str:
+    if oracle == "native" and (row.get("misplaced") or row.get("stale")):
+        return "wrong slices" if row["misplaced"] else "stale integers"
+    return "error" if f"{oracle}_error" in row else shown(row.get(f"{oracle}_difference"), ".0e")
+
+
+def reasons(row: Row) -> str:
+    top = list(row.get("reasons", {}).items())[:3]
+    return "; ".join(f"{100 * part:.1f} % {reason}" for reason, part in top if part >= 0.0005).replace("|", "/")
+
+
+def line(entry: Entry, ours: Row, theirs: Row) -> str:
+    cells = [
+        entry.key,
+        f"{entry.parameters / 1e6:.1f}",
+        f"{entry.input[1]}",
+        outcome(ours),
+        str(ours.get("groups", "")),
+        shown(ratio(ours, "parameters_after", "parameters")),
+        shown(ours.get("frozen_share"), ".1%"),
+        shown(ours.get("head_share"), ".1%"),
+        exactness(ours, "native"),
+        exactness(ours, "zeroed"),
+        shown(ratio(ours, "trace_s", "forward_s"), ".1f"),
+        reasons(ours),
+        outcome(theirs),
+        shown(ratio(theirs, "parameters_after", "parameters")),
+        shown(ratio(theirs, "graph_s", "forward_s"), ".1f"),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def totals(entries: list[Entry], ours: dict[str, Row], theirs: dict[str, Row]) -> Row:
+    rows = [ours.get(entry.key, {}) for entry in entries]
+    others = [theirs.get(entry.key, {}) for entry in entries]
+    traced = [row for row in rows if "groups" in row]
+    count = len(entries)
+    holding, little = sum(map(held, rows)), sum(row["frozen_share"] <= FROZEN for row in traced)
+    quick = [row for row in traced if "trace_s" in row]
+    paired = [(row, other) for row, other in zip(rows, others, strict=True) if "trace_s" in row and "graph_s" in other]
+    return {
+        "models": count,
+        "run": sum(map(bool, rows)),
+        "traced": len(traced),
+        "held": holding,
+        "held_share": holding / count,
+        "held_bar": {"at_least": HOLD, "met": holding >= HOLD * count},
+        "at_most_10_percent_frozen": little,
+        "little_frozen_share": little / count,
+        "little_frozen_bar": {"at_least": NARROW, "met": little >= NARROW * count},
+        "groups": sum(row["groups"] for row in traced),
+        "exact_groups": sum(row.get("exact_groups", 0) for row in traced),
+        "native_within_1e-5": within(traced, "native"),
+        "zeroed_within_1e-5": within(traced, "zeroed"),
+        "torch_pruning": {
+            "run": sum(map(bool, others)),
+            "held": sum(map(held, others)),
+            "stages_of_failure": stages(others),
+        },
+        "speed": {
+            "trace_over_forward_median": median(row["trace_s"] / row["forward_s"] for row in quick),
+            "within_two_forwards_and_50_ms_per_pass": sum(
+                row["trace_s"] <= 2 * row["forward_s"] + PASSES * PER_PASS for row in quick
+            ),
+            "of": len(quick),
+            "trace_and_trial_over_torch_pruning_graph_median": median(
+                row["trace_and_trial_s"] / other["graph_s"] for row, other in paired
+            ),
+            "not_slower_than_torch_pruning_graph": sum(row["trace_and_trial_s"] <= other["graph_s"] for row, other in paired),
+            "of_both": len(paired),
+        },
+    }
+
+
+def median(values: Any) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
+def within(rows: list[Row], oracle: str) -> Row:
+    """How many models agree with an oracle; with the native one also in every kept slice and in every integer of a layer."""
+    agreeing = [row for row in rows if row.get(f"{oracle}_difference", 1.0) <= EXACT]
+    if oracle == "native":
+        agreeing = [row for row in agreeing if not row["misplaced"] and not row["stale"]]
+    return {"held": len(agreeing), "of": len(rows), "errors": sum(f"{oracle}_error" in row for row in rows)}
+
+
+def stages(rows: list[Row]) -> dict[str, int]:
+    """How many models were lost where; time and memory by themselves."""
+    found: dict[str, int] = {}
+    for row in rows:
+        if row and not held(row):
+            place = row["stage"] if row["outcome"] == "fail" else row["outcome"]
+            found[place] = found.get(place, 0) + 1
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def main() -> None:
+    entries, ours, theirs = load(), results("ours"), results("theirs")
+    summary = totals(entries, ours, theirs)
+    left_out = json.loads(LIST.read_text())["left_out"]
+    content = {"machine": machine(), **summary, "left_out": left_out}
+    (FOLDER / "coverage.json").write_text(json.dumps(content, indent=2) + "\n")
+    lines = [
+        "# Coverage: every model, side by side with Torch-Pruning 1.6.1",
+        "",
+        "Half the channels of every group cut; `python -m benchmarks.coverage` says how. Shares are of parameters: frozen, of",
+        "those outside the head. Native and zeroed: relative difference to the two oracles (oracles.py).",
+        "",
+        f"espalier holds {summary['held']} of {summary['models']}, Torch-Pruning {summary['torch_pruning']['held']}.",
+        "",
+        HEAD,
+        "| --- |" + " ---: |" * 2 + " --- |" + " ---: |" * 7 + " --- | --- |" + " ---: |" * 2,
+    ]
+    lines += [line(entry, ours.get(entry.key, {}), theirs.get(entry.key, {})) for entry in entries]
+    (FOLDER / "table.md").write_text("\n".join(lines) + "\n")
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""Which indices of which dimensions live and die together: union-find over atoms, with products.
+
+An *atom* is something that can be removed: one channel, one head, one position inside every head. A dimension of length n is
+described by *rows*, an integer array of shape (n, f): index i of the dimension goes as soon as any of the (up to f) atoms in
+row i goes; -1 pads, and ``None`` stands for a dimension that nothing can shorten. A concatenation is a stack of rows, a
+flattened product has one column per factor, a permutation is a permuted array: no other notion of structure is needed.
+
+Two rows can be *unified* (they live and die together). An atom unified with a row of several atoms becomes bound to it:
+the rows of a fused projection turn into (head, position) pairs when the code views them so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.int64]
+Rows = Array | None
+
+MANY = 4096
+FACTORS = 8  # most atoms that one index may depend on
+
+
+class Axes:
+    """The atoms of one trace. Blocks are runs of atoms made together: dimensions of parameters and factors of views."""
+
+    def __init__(self) -> None:
+        self.blocks: list[str] = []
+        self.count = 0
+        self._parent = np.arange(1024)
+        self._parts = np.full((1024, FACTORS), -1)
+        self._block = np.zeros(1024, dtype=np.int64)
+        self._fixed = np.zeros(1024, dtype=bool)  # read at roots
+        self._frozen: list[tuple[Array, str]] = []
+        self._widest = 1  # most parts that any atom is bound to
+        self._table: Array | None = None
+
+    # -- making ------------------------------------------------------------------------------------------------
+
+    def fresh(self, size: int, name: str) -> Array:
+        """Rows of ``size`` new atoms."""
+        start, self.count = self.count, self.count + size
+        while self.count > len(self._parent):
+            more = len(self._parent)
+            self._parent = np.concatenate([self._parent, np.arange(more, 2 * more)])
+            self._parts = np.concatenate([self._parts, np.full((more, FACTORS), -1)])
+            self._block = np.concatenate([self._block, np.zeros(more, dtype=np.int64)])
+            self._fixed = np.concatenate([self._fixed, np.zeros(more, dtype=bool)])
+        self._block[start : self.count] = len(self.blocks)
+        self.blocks.append(name)
+        return np.arange(start, self.count)[:, None]
+
+    def fixed(self, size: int, name: str) -> Array:
+        """Rows of ``size`` new atoms that nothing can remove but that tell indices apart (q, k and v of a fused qkv)."""
+        rows = self.fresh(size, name)
+        self._fixed[rows] = True
+        return rows
+
+    # -- looking up --------------------------------------------------------------------------------------------
+
+    def resolve(self, rows: Array) -> Array:
+        """The same rows in terms of free atoms: followed through unions and bindings, left-justified, without repeats."""
+        if rows.size > MANY:
+            return self._resolve_many(rows)
+        rows = self._find(rows)
+        while True:
+            parts = self._parts[rows, : self._widest]
+            bound = (parts[..., 0] >= 0) & (rows >= 0)
+            if not bound.any():
+                return rows
+            expanded = np.where(bound[..., None], parts, -1)
+            expanded[..., 0] = np.where(bound, parts[..., 0], rows)
+            rows = _tidy(self._find(expanded.reshape(len(rows), -1)))
+
+    def _resolve_many(self, rows: Array) -> Array:
+        """Long rows repeat few atoms: resolve each of those once."""
+        atoms = self._listed(rows)
+        found = self.resolve(atoms[:, None]) if len(atoms) <= MANY else self.table()[atoms]
+        place = np.full(self.count + 1, len(atoms))
+        place[atoms] = np.arange(len(atoms))
+        found = np.concatenate([found, np.full((1, found.shape[1]), -1)])
+        wide: Array = found[place[rows]].reshape(len(rows), -1)
+        if rows.shape[1] > 1:
+            return _tidy(wide)
+        return wide[:, : max(1, int((wide >= 0).any(0).sum()))]  # left-justified, so empty columns are last
+
+    def _listed(self, rows: Array) -> Array:
+        hit = np.zeros(self.count + 1, dtype=bool)  # the last place is that of the padding
+        hit[rows] = True
+        return np.flatnonzero(hit[:-1])
+
+    def table(self) -> Array:
+        """All atoms, resolved; kept until something changes."""
+        if self._table is not None and len(self._table) == self.count:
+            return self._table
+        parts = [self.resolve(np.arange(start, min(start + MANY, self.count))[:, None]) for start in range(0, self.count, MANY)]
+        self._table = stack([(part, len(part)) for part in parts]) if parts else np.empty((0, 1), dtype=np.int64)
+        assert self._table is not None
+        return self._table
+
+    def _find(self, atoms: Array) -> Array:
+        """Roots of atoms; -1 stays -1 because the last parent is never used by an atom with that index."""
+        padded = atoms < 0
+        found = self._parent[atoms]
+        while True:
+            above = self._parent[found]
+            if np.array_equal(above, found):
+                break
+            found = above
+        if padded.any():
+            found = np.where(padded, -1, found)
+        else:
+            self._parent[atoms] = found
+        return found
+
+    def block_of(self, count: int) -> Array:
+        """The block of each of the first ``count`` atoms."""
+        return self._block[:count]
+
+    # -- joining -----------------------------------------------------------------------------------------------
+
+    def unify(self, one: Rows, other: Rows, why: str) -> None:
+        """Make index i of both die together, for all i. What meets an index that cannot die is frozen."""
+        if one is other or (one is None and other is None):
+            return
+        if one is None or other is None:
+            self.freeze(one if other is None else other, why)
+            return
+        a, b = self._removable(one), self._removable(other)
+        if a.shape == b.shape and np.array_equal(a, b):
+            return
+        count_a, count_b = (a >= 0).sum(1), (b >= 0).sum(1)
+        self.freeze(a[(count_b == 0)], why)
+        self.freeze(b[(count_a == 0)], why)
+        single = (count_a == 1) & (count_b == 1)
+        if single.any():
+            self._union(a[single, 0], b[single, 0])
+        for mine, theirs, choice in ((a, b, (count_a == 1) & (count_b > 1)), (b, a, (count_b == 1) & (count_a > 1))):
+            if choice.any():
+                self._bind(self._removable(mine[choice]), self._removable(theirs[choice]), why)
+        many = (count_a > 1) & (count_b > 1)
+        if many.any():
+            self._unify_products(self._removable(a[many]), self._removable(b[many]), why)
+
+    def _unify_products(self, a: Array, b: Array, why: str) -> None:
+        if a.shape == b.shape and np.array_equal(a, b):
+            return
+        same = (a >= 0).sum(1) == (b >= 0).sum(1)
+        if not same.all():
+            self.freeze(a, f"{why}, and both are products of different factors")
+            self.freeze(b, f"{why}, and both are products of different factors")
+            return
+        for column in range(min(a.shape[1], b.shape[1])):
+            mine, theirs = self.resolve(a[:, column : column + 1]), self.resolve(b[:, column : column + 1])
+            live = (a[:, column] >= 0) & (b[:, column] >= 0)
+            self.unify(mine[live], theirs[live], why)
+
+    def _union(self, a: Array, b: Array) -> None:
+        while True:
+            a, b = self._find(a), self._find(b)
+            apart = a != b
+            if not apart.any():
+                return
+            a, b = a[apart], b[apart]
+            self._table = None
+            low, high = np.minimum(a, b), np.maximum(a, b)
+            self._parent[high] = low
+
+    def _bind(self, atoms: Array, rows: Array, why: str) -> None:
+        """Each atom (n, 1) becomes the product of the atoms in its row."""
+        if atoms.shape[1] != 1 or (atoms < 0).any() or np.isin(atoms, rows).any():
+            if atoms.shape == rows.shape and np.array_equal(atoms, rows):
+                return
+            self.freeze(atoms, why)
+            self.freeze(rows, why)
+            return
+        first, where = np.unique(atoms[:, 0], return_index=True)
+        again = np.setdiff1d(np.arange(len(atoms)), where, assume_unique=True)
+        if rows.shape[1] > FACTORS:
+            self.freeze(atoms, why)
+            self.freeze(rows, why)
+            return
+        self._widest, self._table = max(self._widest, rows.shape[1]), None
+        self._parts[first] = -1
+        self._parts[first, : rows.shape[1]] = rows[where]
+        if len(again):
+            self.unify(atoms[again], rows[again], why)
+
+    # -- freezing ----------------------------------------------------------------------------------------------
+
+    def freeze(self, rows: Rows, reason: str) -> None:
+        """No index in ``rows`` may ever be removed."""
+        if rows is not None and rows.size:
+            self._frozen.append((rows, reason))
+
+    def frozen(self) -> dict[int, str]:
+        """Free atoms that are frozen, with the first reason."""
+        reasons: dict[int, str] = {}
+        table = self.table()
+        for rows, reason in self._frozen:
+            for atom in np.unique(table[rows[rows >= 0]]).tolist():
+                reasons.setdefault(atom, reason)
+        reasons.pop(-1, None)
+        return reasons
+
+    def atoms_in(self, every: Iterable[Rows]) -> Array:
+        """The free atoms in several rows, each once, in order."""
+        hit = np.zeros(self.count + 1, dtype=bool)
+        for rows in every:
+            if rows is not None:
+                hit[rows] = True
+        return self._listed(self.table()[np.flatnonzero(hit[:-1])])
+
+    def is_fixed(self, atoms: Array) -> NDArray[np.bool_]:
+        """Which free atoms only tell indices apart."""
+        return self._fixed[atoms] & (atoms >= 0)
+
+    def _removable(self, rows: Array) -> Array:
+        """Resolved rows without the atoms that only tell indices apart."""
+        rows = self.resolve(rows)
+        fixed = self.is_fixed(rows)
+        return _tidy(np.where(fixed, -1, rows)) if fixed.any() else rows
+
+    # -- products ----------------------------------------------------------------------------------------------
+
+    def split(self, rows: Rows, sizes: tuple[int, int], free: tuple[bool, bool], name: str) -> tuple[Rows, Rows]:
+        """Rows of both factors of a dimension that is viewed as two.
+
+        Args:
+            rows: of the whole, of length sizes[0] * sizes[1].
+            sizes: lengths of the outer and the inner factor.
+            free: whether each factor may become shorter.
+            name: what to call new factors.
+        """
+        if rows is None or sizes[0] == 1:
+            return None, rows
+        if sizes[1] == 1:
+            return rows, None
+        grid = self.resolve(rows).reshape(*sizes, -1)
+        if not all(free) and self.is_fixed(grid).any():  # told apart already; shuffles in a row would pile up factors
+            grid = self._tied(grid, free)
+        outer: list[Array] = []
+        inner: list[Array] = []
+        for column in np.moveaxis(grid, -1, 0):
+            if (column == column[:, :1]).all():
+                outer.append(column[:, 0])
+            elif (column == column[:1]).all():
+                inner.append(column[0])
+            else:
+                one, two = self._factors(column, sizes, free, name)
+                outer.append(one[:, 0])
+                inner.append(two[:, 0])
+        return self._stacked(outer), self._stacked(inner)
+
+    def _tied(self, grid: Array, free: tuple[bool, bool]) -> Array:
+        """Make all rows of a grid one, or all columns, or both."""
+        for whole, axis in ((not free[0], 0), (not free[1], 1)):
+            if whole:
+                first = np.broadcast_to(np.take(grid, [0], axis=axis), grid.shape).reshape(-1, grid.shape[-1])
+                self.unify(first, grid.reshape(-1, grid.shape[-1]), "its parts have to lose the same places")
+        shape = grid.shape[:2]
+        return self.resolve(grid.reshape(-1, grid.shape[-1])).reshape(*shape, -1)
+
+    def _factors(self, grid: Array, sizes: tuple[int, int], free: tuple[bool, bool], name: str) -> tuple[Array, Array]:
+        """Bind a grid of atoms to the product of two new blocks."""
+        made = [(self.fresh if may else self.fixed)(size, f"{name}[{place}]")
+                for size, may, place in zip(sizes, free, ("outer", "inner"), strict=True)]  # fmt: skip
+        product = merge([(made[0], sizes[0]), (made[1], sizes[1])])
+        assert product is not None
+        why = f"its parts overlap ({name})"
+        whole = self.resolve(grid.reshape(-1, 1))
+        if (whole < 0).any() or whole.shape[1] > 1:
+            self.freeze(whole, why)
+            self.freeze(product, why)
+        else:  # not unified: that would forget the atoms that only tell indices apart
+            self._bind(whole, product, why)
+        return made[0], made[1]
+
+    def _stacked(self, columns: Sequence[Array]) -> Rows:
+        if not columns:
+            return None
+        rows = self.resolve(_tidy(np.stack(columns, axis=1)))
+        return rows if (rows >= 0).any() else None
+
+
+def merge(factors: Sequence[tuple[Rows, int]]) -> Rows:
+    """Rows of the flattened product of dimensions, given as (rows, length)."""
+    sizes = [size for _, size in factors]
+    total = int(np.prod(sizes))
+    columns: list[Array] = []
+    for place, (rows, size) in enumerate(factors):
+        if rows is not None:
+            inner = int(np.prod(sizes[place + 1 :]))
+            columns.append(np.tile(np.repeat(rows, inner, axis=0), (total // (size * inner), 1)))
+    return np.concatenate(columns, axis=1) if columns else None
+
+
+def stack(parts: Sequence[tuple[Rows, int]]) -> Rows:
+    """Rows of a concatenation of dimensions, given as (rows, length)."""
+    if all(rows is None for rows, _ in parts):
+        return None
+    width = max(rows.shape[1] for rows, _ in parts if rows is not None)
+    return np.concatenate([_widened(rows, size, width) for rows, size in parts])
+
+
+def _widened(rows: Rows, size: int, width: int) -> Array:
+    if rows is None:
+        return np.full((size, width), -1)
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
+
+
+def _tidy(rows: Array) -> Array:
+    """Without repeats in a row, and padding at the end."""
+    for column in range(1, rows.shape[1]):
+        repeated = (rows[:, :column] == rows[:, column : column + 1]).any(1)
+        if repeated.any():
+            rows[repeated, column] = -1
+    if (rows < 0).any():
+        rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
+        used = max(1, int((rows >= 0).sum(1).max(initial=0)))
+        rows = rows[:, :used]
+    return rows

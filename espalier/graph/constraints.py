@@ -1,0 +1,190 @@
+"""Sizes that code computes must still fit after a cut.
+
+``x.view(B, N, H, C // H)`` demands that the last dimension has C // H indices, whatever is cut. Each such demand is kept as
+(origin of the number, rows of the dimension). When the trace is done, demands are tried on random cuts. Most hold, because
+the axes were unified on the way. One that does not is made to hold by unifying further, which is stricter than equal numbers
+but always right; where that is impossible the axes are frozen.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.graph.axes import Axes, Rows, merge, stack
+from espalier.graph.integers import Attribute, Expression, Length, Origin
+
+SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv}
+FEW, TRIES, SMALL = 3, 16, 128  # lengths of short dimensions agree by chance more often
+ROUNDS = 12
+LITERAL = "its length is written as a number in the code"
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """``rows`` must have as many indices as ``origin`` says."""
+
+    origin: Origin
+    rows: Rows
+    size: int
+    where: str
+
+
+class Constraints:
+    """All demands of one trace, and what the integers of modules turned out to count."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.attributes: dict[str, tuple[Rows, int]] = {}
+        self._demands: list[Demand] = []
+        self.real: list[Origin] = []
+        self._equal: list[tuple[Origin, Length, str]] = []
+
+    def demand(self, origin: Origin, rows: Rows, size: int, where: str) -> None:
+        """Note that a dimension has the length that ``origin`` says."""
+        if isinstance(origin, int):
+            self.axes.freeze(rows, f"{LITERAL} ({where})")
+            return
+        if isinstance(origin, Attribute) and origin.path not in self.attributes:
+            self.attributes[origin.path] = (rows, size)
+        elif not (isinstance(origin, Length) and origin.rows is rows):
+            self._demands.append(Demand(origin, rows, size, where))
+
+    def equal(self, one: Origin, other: Origin, where: str) -> None:
+        """Note that the code found two numbers equal. Attributes that have a use of their own are looked at first."""
+        for mine, theirs in ((one, other), (other, one)):
+            if isinstance(theirs, Length) and theirs.rows is not None and not isinstance(mine, int):
+                self._equal.append((mine, theirs, where))
+                return
+
+    def settle(self) -> None:
+        """Unify or freeze until every demand holds on random cuts."""
+        for origin, length, where in self._equal:
+            self.demand(origin, length.rows, length.size, where)
+        for demand in self._demands:  # an attribute that is only met in expressions
+            self._learn(demand.origin, demand.rows, demand.size)
+        tried: set[int] = set()
+        for _ in range(ROUNDS):
+            broken = self._broken(self._demands)
+            if not broken:
+                return
+            mended: set[str] = set()
+            for demand in broken:
+                if id(demand) in tried:
+                    self._freeze(demand)
+                elif demand.where not in mended:  # one in a module may mend the others
+                    self._solve(demand.origin, demand.rows, demand.size, demand.where)
+                    tried.add(id(demand))
+                    mended.add(demand.where)
+        for demand in self._broken(self._demands):
+            self._freeze(demand)
+
+    def used_as_real(self) -> Iterator[Rows]:
+        """The dimensions whose lengths enter the results as real numbers."""
+        waiting = list(self.real)
+        while waiting:
+            origin = waiting.pop()
+            if isinstance(origin, Expression):
+                waiting += [origin.left, origin.right]
+            elif (found := self._rows(origin)) is not None:
+                yield found[0]
+
+    # -- trying ------------------------------------------------------------------------------------------------
+
+    def _broken(self, demands: Sequence[Demand]) -> list[Demand]:
+        axes, count = self.axes, self.axes.count
+        if not demands:
+            return []
+        table = axes.table()
+        immortal = np.zeros(count + 1, dtype=bool)
+        immortal[list(axes.frozen())] = True
+        immortal[:count] |= axes.is_fixed(np.arange(count))
+        immortal[-1] = True  # the padding
+        generator, found = np.random.default_rng(0), []
+        for number in range(TRIES):
+            alive = immortal | (generator.random(count + 1) < 0.6)
+            alive[:count] = alive[table].all(1)  # of bound atoms too
+            for demand in demands if number < FEW else [demand for demand in demands if demand.size <= SMALL]:
+                wanted = self._value(demand.origin, alive)
+                if wanted is not None and wanted != _count(demand.rows, demand.size, alive) and demand not in found:
+                    found.append(demand)
+        return found
+
+    def _value(self, origin: Origin, alive: NDArray[np.bool_]) -> int | None:
+        """What a number is after a cut; None where it depends on an attribute that is nowhere used alone."""
+        if isinstance(origin, int):
+            return origin
+        if isinstance(origin, Length):
+            return _count(origin.rows, origin.size, alive)
+        if isinstance(origin, Attribute):
+            return _count(*self.attributes[origin.path], alive) if origin.path in self.attributes else None
+        left, right = self._value(origin.left, alive), self._value(origin.right, alive)
+        if left is None or right is None or (origin.sign == "//" and right == 0):
+            return None
+        return int(SIGNS[origin.sign](left, right))
+
+    # -- mending -----------------------------------------------------------------------------------------------
+
+    def _rows(self, origin: Origin) -> tuple[Rows, int] | None:
+        if isinstance(origin, int):
+            return None, origin
+        if isinstance(origin, Attribute):
+            return self.attributes.get(origin.path)
+        if isinstance(origin, Length):
+            return origin.rows, origin.size
+        return None
+
+    def _learn(self, origin: Origin, rows: Rows, size: int) -> None:
+        """Give an attribute that was never used alone the rows that an expression says it has."""
+        if isinstance(origin, Attribute) and origin.path not in self.attributes:
+            self.attributes[origin.path] = (rows, size)
+        elif isinstance(origin, Expression) and origin.sign == "//" and (divisor := self._rows(origin.right)) is not None:
+            self._learn(origin.left, merge([divisor, (rows, size)]), divisor[1] * size)
+        elif isinstance(origin, Expression) and origin.sign == "-" and (other := self._rows(origin.right)) is not None:
+            self._learn(origin.left, stack([other, (rows, size)]), other[1] + size)
+        elif isinstance(origin, Expression) and origin.sign == "*":
+            for known, unknown in ((origin.left, origin.right), (origin.right, origin.left)):
+                factor = self._rows(known)
+                if factor is not None and self._rows(unknown) is None and factor[1] and size % factor[1] == 0:
+                    _, inner = self.axes.split(
+                        rows, (factor[1], size // factor[1]), (not isinstance(known, int), True), "product"
+                    )
+                    self._learn(unknown, inner, size // factor[1])
+
+    def _solve(self, origin: Origin, rows: Rows, size: int, where: str) -> None:
+        found = self._rows(origin)
+        if found is not None and not isinstance(origin, int):
+            if found[1] == size:
+                self.axes.unify(found[0], rows, f"the code makes two lengths equal ({where})")
+        elif isinstance(origin, Expression) and origin.sign == "//" and (divisor := self._rows(origin.right)) is not None:
+            self._solve(origin.left, merge([divisor, (rows, size)]), divisor[1] * size, where)
+        elif isinstance(origin, Expression) and origin.sign == "-" and (other := self._rows(origin.right)) is not None:
+            self._solve(origin.left, stack([other, (rows, size)]), other[1] + size, where)
+        elif isinstance(origin, Expression) and origin.sign == "*" and rows is not None:
+            for known, unknown in ((origin.left, origin.right), (origin.right, origin.left)):
+                factor = self._rows(known)
+                if factor is not None and factor[1] and size % factor[1] == 0:
+                    outer, inner = self.axes.split(rows, (factor[1], size // factor[1]), (False, True), where)
+                    self.axes.freeze(outer, LITERAL)
+                    self._solve(unknown, inner, size // factor[1], where)
+                    return
+
+    def _freeze(self, demand: Demand) -> None:
+        why = f"its length is computed in a way that a cut would break ({demand.where})"
+        self.axes.freeze(demand.rows, why)
+        self._freeze_origin(demand.origin, why)
+
+    def _freeze_origin(self, origin: Origin, why: str) -> None:
+        if isinstance(origin, Expression):
+            self._freeze_origin(origin.left, why)
+            self._freeze_origin(origin.right, why)
+        elif (found := self._rows(origin)) is not None:
+            self.axes.freeze(found[0], why)
+
+
+def _count(rows: Rows, size: int, alive: NDArray[np.bool_]) -> int:
+    return size if rows is None else int(alive[rows].all(1).sum())

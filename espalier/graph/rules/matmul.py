@@ -1,0 +1,72 @@
+"""Matrix products: the contracted dimensions are one, the others go on."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from espalier.graph.axes import Rows
+from espalier.graph.labels import Labels, Source
+from espalier.graph.rules.registry import Arguments, rule
+
+
+@rule("mm")
+def mm(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
+    """(m, k) x (k, n)."""
+    _product(labels, op, given["self"], given["mat2"], None, out)
+
+
+@rule("addmm", "_addmm_activation")
+def addmm(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
+    """(m, k) x (k, n) plus a bias."""
+    _product(labels, op, given["mat1"], given["mat2"], given["self"], out)
+
+
+def _product(labels: Labels, op: str, one: Tensor, two: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    (rows, inner), (again, columns) = labels.of(one), labels.of(two)
+    labels.unify(inner, again, op)
+    labels.put(out, [rows, columns])
+    labels.note_work(op, (rows, out.shape[0]), (columns, out.shape[1]), (inner, one.shape[1]))
+    if bias is not None and bias.dim() and bias.shape[-1] == out.shape[1] > 1:
+        labels.unify(labels.of(bias)[-1], columns, op)
+    labels.put_source(out, layer(labels, two, bias, columns))
+
+
+def layer(labels: Labels, weight: Tensor, bias: Tensor | None, outputs: Rows) -> Source | None:
+    """The parameters that scale the result of a linear layer or convolution, if they are parameters."""
+    name = labels.weight_name(weight)
+    dim = next((dim for dim, rows in enumerate(labels.parameters.get(name or "", [])) if rows is outputs is not None), None)
+    if dim is None:
+        return None
+    return labels.new_source([name], [dim]) if bias is None else labels.new_source([name, labels.name_of(bias)], [dim, 0])
+
+
+@rule("mv")
+def mv(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
+    """(m, k) x (k)."""
+    rows, inner = labels.of(given["self"])
+    labels.unify(inner, labels.of(given["vec"])[0], op)
+    labels.put(out, [rows])
+
+
+@rule("dot", "vdot")
+def dot(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
+    """(k) x (k)."""
+    labels.unify(labels.of(given["self"])[0], labels.of(next(iter(v for n, v in given.items() if n != "self")))[0], op)
+
+
+@rule("bmm", "baddbmm")
+def bmm(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
+    """(b, m, k) x (b, k, n), perhaps plus something of the result's shape."""
+    one, two = (given["batch1"], given["batch2"]) if op.startswith("baddbmm") else (given["self"], given["mat2"])
+    (batch, rows, inner), (batch2, again, columns) = labels.of(one), labels.of(two)
+    labels.unify(batch, batch2, op)
+    labels.unify(inner, again, op)
+    dims = [batch, rows, columns]
+    if op.startswith("baddbmm"):
+        added = given["self"]
+        for dim, known in enumerate(labels.of(added)):
+            place = dim + 3 - added.dim()
+            if added.shape[dim] == out.shape[place] != 1:
+                labels.unify(dims[place], known, op)
+    labels.put(out, dims)
+    labels.note_work(op, *zip(dims, out.shape, strict=True), (inner, one.shape[2]))

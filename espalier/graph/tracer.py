@@ -1,0 +1,204 @@
+"""Run a model once and label every tensor that it computes.
+
+Two modes watch. The function mode sees Python-level calls, with the integers as the code wrote them; the dispatch mode sees
+the operations below, after composite functions have been taken apart, and applies their rules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode  # semi-public: documented, used by torch's own FlopCounterMode
+
+from espalier.graph import rules
+from espalier.graph.functions import REPLACED, attention, frame_of
+from espalier.graph.integers import Attribute, Length, Traced
+from espalier.graph.labels import Labels, Product
+from espalier.graph.shortcuts import SHORTCUTS, fits
+
+
+class Functions(TorchFunctionMode):
+    """Gives shapes their origin and tells the rules which call an operation belongs to."""
+
+    def __init__(self, labels: Labels) -> None:
+        super().__init__()
+        self.labels = labels
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, labels = kwargs or {}, self.labels
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and func == _shape:  # made anew at each access
+            return self._shape(args[0])
+        if name == "size" and func == Tensor.size:
+            return _pick(self._shape(args[0]), *args[1:], **kwargs)
+        if name == "__len__" and func == Tensor.__len__ and args[0].dim():
+            return func(*args)  # len() accepts plain integers only
+        if func in REPLACED:
+            with self:
+                return REPLACED[func](labels, *args, **kwargs)
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            attention(labels, *args, **kwargs)
+        labels.frames.append(frame_of(name, args, kwargs))
+        try:
+            return func(*args, **kwargs)
+        finally:
+            labels.frames.pop()
+
+    def _shape(self, tensor: Tensor) -> torch.Size:
+        rows = self.labels.of(tensor)
+        return torch.Size(
+            [Traced(size, Length(rows[dim], size), self.labels) for dim, size in enumerate(_shape(tensor))]
+        )  # fmt: skip
+
+
+_shape = Tensor.shape.__get__  # type: ignore[attr-defined]
+
+
+def _pick(shape: torch.Size, dim: int | None = None) -> Any:
+    return shape if dim is None else shape[dim]
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Applies the rule of every operation."""
+
+    def __init__(self, labels: Labels, *, meta: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.labels, self.meta = labels, meta
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():
+            out = self._run(func, args, kwargs)
+            self._label(func, _arguments(func, args, kwargs), out)
+        return out
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not self.meta:
+            return func(*args, **kwargs)
+        args, kwargs = [_meta(value) for value in args], {key: _meta(value) for key, value in kwargs.items()}
+        shortcut = SHORTCUTS.get(func.overloadpacket.__name__)
+        if shortcut is not None and not kwargs and fits(func.overloadpacket.__name__, args):
+            return shortcut(*args)
+        return func(*args, **kwargs)
+
+    def _label(self, func: Any, given: dict[str, Any], out: Any) -> None:
+        labels, name = self.labels, func.overloadpacket.__name__
+        results = out if isinstance(out, tuple | list) else (out,)
+        if not any(isinstance(result, Tensor) for result in results):
+            return
+        rule = rules.find(name, func.tags)
+        try:
+            if rule is None:
+                raise LookupError
+            rule(labels, name, given, out)
+        except LookupError:
+            _unknown(labels, name, given)
+        newest = labels.newest(*_tensors(given.values()))
+        for result in _tensors(results) if newest else ():
+            labels.put_newest(result, newest)
+        if not func._schema.is_mutable and not any(result.alias_info for result in func._schema.returns):
+            for result in results:
+                if isinstance(result, Tensor) and result.numel():
+                    lengths = tuple(zip(labels.of(result), result.shape, strict=True))
+                    labels.activations.append(Product(labels.module, name, lengths))
+
+
+def _unknown(labels: Labels, name: str, given: dict[str, Any]) -> None:
+    for tensor in _tensors(given.values()):
+        for rows in labels.of(tensor):
+            labels.freeze(rows, f"passes through {name}, for which there is no rule")
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those in the arguments or results of an operation, also in lists."""
+    for value in values:
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, Tensor):
+                yield item
+
+
+@functools.cache
+def _parameters(func: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in func._schema.arguments)
+
+
+def _arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    given = dict(_parameters(func))
+    given.update(zip(given, args, strict=False))
+    given.update(kwargs)
+    return given
+
+
+def _meta(value: Any) -> Any:
+    """Constants that the code builds on the processor meet meta tensors."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta else value.to("meta")
+    if isinstance(value, tuple | list):
+        return [_meta(item) for item in value]
+    return torch.device("meta") if isinstance(value, torch.device) else value
+
+
+@contextlib.contextmanager
+def integers_traced(model: nn.Module, labels: Labels) -> Iterator[None]:
+    """Let the integers that the modules of a replica keep remember where they come from."""
+    changed: list[tuple[dict[str, Any], str, Any]] = []
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        prefix = f"{path}." if path else ""
+        for name, value in list(module.__dict__.items()):
+            traced = _traced(value, f"{prefix}{name}", labels)
+            if traced is not None:
+                changed.append((module.__dict__, name, value))
+                module.__dict__[name] = traced
+    try:
+        yield
+    finally:
+        for attributes, name, value in changed:
+            attributes[name] = value
+
+
+def _traced(value: Any, path: str, labels: Labels) -> Any:
+    if type(value) is int:
+        return Traced(value, Attribute(path), labels)
+    if type(value) in (tuple, list, torch.Size) and 0 < len(value) <= 16 and all(type(item) is int for item in value):
+        return type(value)(Traced(item, Attribute(f"{path}[{place}]"), labels) for place, item in enumerate(value))
+    return None
+
+
+@contextlib.contextmanager
+def modules_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
+    """Know at any time which module is running."""
+    handles = []
+    stack: list[str] = []
+
+    def enter(path: str, *_: object) -> None:
+        stack.append(path)
+        labels.module = path
+
+    def leave(*_: object) -> None:
+        stack.pop()
+        labels.module = stack[-1] if stack else ""
+
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            handles.append(module.register_forward_pre_hook(functools.partial(enter, path), prepend=True))
+            handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        labels.module = ""
+        for handle in handles:
+            handle.remove()
+
+
+def run(model: nn.Module, inputs: tuple[Sequence[Any], dict[str, Any]], labels: Labels, *, meta: bool) -> Any:
+    """One labelled forward pass of a replica."""
+    with modules_followed(model, labels), integers_traced(model, labels), Functions(labels), Operations(labels, meta=meta):
+        return model(*inputs[0], **inputs[1])

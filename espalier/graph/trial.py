@@ -1,0 +1,111 @@
+"""Cuts tried on a stand-in: whatever the rules say, a group whose cut breaks the forward pass is not offered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from espalier.graph.graph import ChannelGraph, Group, Mask
+from espalier.graph.replica import replica, tensors_in
+
+MOST_TRIALS = 60
+
+
+def freeze_what_breaks(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], graph: ChannelGraph, *, meta: bool
+) -> dict[Group, str]:
+    """Groups that cannot be cut after all, with the reason; found by halving if the cut of all groups fails."""
+    trial = _Trial(model, args, kwargs, graph, meta)
+    broken: dict[Group, str] = {}
+    _halve(trial, list(range(len(graph.groups))), broken)
+    left = [number for number, group in enumerate(graph.groups) if group not in broken]
+    if broken and left and (error := trial.error(left)) is not None:  # together they break, each alone does not
+        _halve(trial, left, broken, tried=error)
+    return broken
+
+
+class _Trial:
+    def __init__(self, model: nn.Module, args: Any, kwargs: Any, graph: ChannelGraph, meta: bool) -> None:
+        self.model, self.graph, self.meta, self.count = model, graph, meta, 0
+        self.inputs = (
+            torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, kwargs))
+            if meta
+            else (args, kwargs)
+        )
+        self.shapes = self._shapes([None] * len(graph.groups))
+
+    def error(self, numbers: Sequence[int]) -> str | None:
+        """What goes wrong when these groups are cut, each by a different share."""
+        kept: list[Mask | None] = [None] * len(self.graph.groups)
+        generator = np.random.default_rng(0)
+        for number in numbers:
+            size = self.graph.groups[number].size
+            mask = np.ones(size, dtype=bool)
+            mask[generator.permutation(size)[: max(1, min(size - 1, size // 3 + number % max(1, size // 4)))]] = False
+            kept[number] = mask
+        try:
+            shapes = self._shapes(kept)
+        except Exception as error:
+            return f"a trial cut broke the forward pass: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}"
+        return None if shapes == self.shapes else "a trial cut changed the shape of the model's output"
+
+    def _shapes(self, kept: list[Mask | None]) -> list[torch.Size]:
+        self.count += 1
+        stand_in = replica(self.model, meta=self.meta).eval()
+        apply(stand_in, self.graph, kept)
+        return [tensor.shape for tensor in tensors_in(stand_in(*self.inputs[0], **self.inputs[1]))]
+
+
+def _halve(trial: _Trial, numbers: list[int], broken: dict[Group, str], tried: str | None = None) -> None:
+    error = tried or trial.error(numbers)
+    if error is None:
+        return
+    if len(numbers) == 1 or trial.count > MOST_TRIALS:
+        broken.update({trial.graph.groups[number]: error for number in numbers})
+        return
+    middle, before = len(numbers) // 2, len(broken)
+    _halve(trial, numbers[:middle], broken)
+    _halve(trial, numbers[middle:], broken)
+    if len(broken) == before:  # only both halves together break: give one up
+        broken.update({trial.graph.groups[number]: error for number in numbers[middle:]})
+
+
+def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) -> None:
+    """Cut a stand-in without ceremony."""
+    plan = graph.plan(kept)
+    changed: dict[int, Tensor] = {}
+    named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name in {name for name, _ in plan}:
+        tensor = named[name].detach()
+        for dim in range(tensor.dim()):
+            if (name, dim) in plan:
+                tensor = tensor.index_select(dim, torch.tensor(plan[name, dim], device=tensor.device))
+        changed[id(named[name])] = tensor
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for leaf, old in held.items():
+                if old is not None and id(old) in changed:
+                    new = changed[id(old)]
+                    if isinstance(old, nn.Parameter):
+                        module._parameters[leaf] = nn.Parameter(new, old.requires_grad)
+                    else:
+                        module._buffers[leaf] = new
+    for path, value in graph.integers(kept).items():
+        set_integer(model, path, value)
+
+
+def set_integer(model: nn.Module, path: str, value: int) -> None:
+    """Rewrite an integer that a module keeps, perhaps inside a tuple or list."""
+    owner, _, leaf = path.rpartition(".")
+    module = model.get_submodule(owner)
+    name, _, place = leaf.partition("[")
+    if not place:
+        setattr(module, name, value)
+        return
+    items = list(getattr(module, name))
+    items[int(place[:-1])] = value
+    setattr(module, name, type(getattr(module, name))(items))
