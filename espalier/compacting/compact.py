@@ -72,7 +72,7 @@ def compact(
         >>> import espalier as es
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> with torch.no_grad():
-        ...     _ = net[0].weight[[1, 2, 5]].zero_()
+        ...     net[0].weight[[1, 2, 5]] = 0
         >>> print(es.compact(net, torch.zeros(1, 4)))
         3 channels removed from 1 group: params 58 -> 37, MACs 48 -> 30
           0: 3
@@ -112,7 +112,7 @@ def _take_over(model: nn.Module, source: nn.Module, names: set[str]) -> None:
 
 def _verified(graph: ChannelGraph, models: Sequence[nn.Module], call: Call) -> Plan:
     """A plan that leaves all outputs as they are: without the groups that would change them."""
-    calls = [call, *(_drawn(call, seed) for seed in range(DRAWS))]
+    calls = _calls(models[0], call)
     with quiet():
         wanted = [[_outputs(StandIn(model).model, each) for each in calls] for model in models]
 
@@ -142,7 +142,9 @@ def _verified(graph: ChannelGraph, models: Sequence[nn.Module], call: Call) -> P
             good.append(number)
         else:
             guilty[number] = (gone, problem)
-    final, _ = attempt([number for number in every if number not in guilty])
+    final, problem = attempt([number for number in every if number not in guilty])
+    if problem is not None:
+        final, _ = attempt(good)
     final.reasons |= {
         graph.groups[number]: dict.fromkeys(np.flatnonzero(gone).tolist(), why) for number, (gone, why) in guilty.items()
     }
@@ -167,7 +169,22 @@ def _compared(model: nn.Module, call: Call, expected: Sequence[Tensor]) -> str |
     return None
 
 
+def _calls(model: nn.Module, call: Call) -> list[Call]:
+    """The example inputs, and drawn ones if the model takes them."""
+    found, standin = [call], StandIn(model).model
+    for seed in range(DRAWS):
+        drawn = _drawn(call, seed)
+        try:
+            with quiet():
+                _outputs(standin, drawn)
+            found.append(drawn)
+        except Exception:  # numbers that mean nothing to it
+            continue
+    return found
+
+
 def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
+    torch.manual_seed(0)  # inside quiet(), which puts the generators back
     return [tensor.detach().clone() for tensor in tensors_in(model(*call[0], **call[1]))]
 
 

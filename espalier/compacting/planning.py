@@ -16,7 +16,8 @@ from espalier.graph.graph import ChannelGraph, Dim, Group, Mask
 INEXACT = "a norm, softmax or mean runs over these channels, and would change"
 MULTIPLIED = "these channels are multiplied with those of another tensor"
 UNSEEN = "no layer with weights reads these channels"
-ELSEWHERE = "other layers write to these channels too"
+ELSEWHERE = "other layers or operations write to these channels too"
+BRANCHES = "the model's code takes single values out of tensors (item, bool), and may do something else for other inputs"
 
 
 class Plan:
@@ -55,17 +56,18 @@ class Plan:
             rounds += 1
 
     def _round(self, groups: Sequence[int], *, first: bool) -> bool:
-        readings, unclear = [], set[str]()
+        readings, unclear, branches = [], set[str](), False
         for standin in self.standins:
-            found, names = standin.read(*self.call)
+            found, seen = standin.read(*self.call)
             readings.append(found)
-            unclear |= names
+            unclear |= seen.unclear
+            branches |= seen.branches
         if first:
             self._note_zero_rows(readings[0])
         verdicts = {}
         for number in groups:
             group, parts = self.graph.groups[number], parts_of(self.graph, number, readings)
-            obstacle = self._obstacle(group, number, unclear) or (None if parts else UNSEEN)
+            obstacle = self._obstacle(group, number, unclear) or (BRANCHES if branches else None if parts else UNSEEN)
             if obstacle is not None:
                 zero = np.flatnonzero(self.zero_rows.get(group, np.zeros(0, dtype=bool))).tolist()
                 self.reasons[group] = dict.fromkeys(zero, obstacle)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from espalier.compacting.deciding import Verdict
 from espalier.compacting.readings import Reading, contribution, merge, united
-from espalier.compacting.watching import watch
+from espalier.compacting.watching import Watch, watch
 from espalier.graph.graph import ChannelGraph, Dim, Mask
 from espalier.graph.replica import named_tensors, replica
 from espalier.graph.trial import apply
@@ -30,13 +30,13 @@ class StandIn:
         self.tensors: dict[str, Tensor] = dict(named_tensors(self.model))
         self.changed: set[str] = set()
 
-    def read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Reading], set[str]]:
-        """What every weight reads, uses of the same weight together; and the weights whose use is not clear."""
+    def read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Reading], Watch]:
+        """What every weight reads, uses of the same weight together; and the watch that saw it."""
         seen = watch(self.model, args, kwargs)
         uses: dict[tuple[str, int], list[Reading]] = {}
         for reading in seen.readings:
             uses.setdefault((reading.weight, reading.dim), []).append(reading)
-        return [united(readings) for readings in uses.values()], seen.unclear
+        return [united(readings) for readings in uses.values()], seen
 
     @torch.no_grad()
     def fold(self, number: int, verdict: Verdict, done: set[tuple[str, int]]) -> None:

@@ -16,6 +16,7 @@ from espalier.graph.replica import named_tensors, quiet, tensors_in
 
 CONVOLUTIONS = frozenset({"convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"})
 PRODUCTS = {"mm": ("self", "mat2"), "addmm": ("mat1", "mat2"), "bmm": ("self", "mat2"), "baddbmm": ("batch1", "batch2")}
+VALUES = frozenset({"_local_scalar_dense", "equal", "is_nonzero"})
 TURNS = frozenset({"t", "transpose", "permute"})
 SPREADS = frozenset({"expand", "view", "_unsafe_view", "reshape", "unsqueeze"})  # a matrix for every item of a batch
 
@@ -25,6 +26,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         readings: one for every use of a weight of a convolution or matrix product, in order.
+        branches: whether code took a value out of a tensor that varies, to branch on it or to compute with it.
         unclear: parameters that such an operation uses in another form than their own, through a view or a computation.
     """
 
@@ -33,6 +35,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.varying = Varying()
         self.readings: list[Reading] = []
         self.unclear: set[str] = set()
+        self.branches = False
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(model)))}
         self._turned: dict[int, tuple[str, bool]] = {}  # matrices that are a parameter, turned or not
         self._made_of: dict[int, frozenset[str]] = {}  # computed from parameters alone
@@ -57,6 +60,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             own = _is_view(func) and id(tensors[0]) not in self._names
             if own:
                 self.varying.own(tensors[0])
+            self.branches |= vague and name in VALUES
             masks = spread(self.varying, func, args, kwargs, given) if vague or _is_view(func) else None
             if own and masks is None:  # what is written through such a view is not followed
                 self.varying.own(tensors[0]).fill_(1.0)

@@ -51,7 +51,7 @@ class _Atoms:
 
     def __init__(self, labels: Labels, graph: ChannelGraph) -> None:
         self.labels, self.axes = labels, labels.axes
-        self._known: dict[int, tuple[Rows, Dim | int]] = {}
+        self._known: dict[tuple[tuple[int, ...], bytes], Dim | int] = {}
         self.group, self.channel = self._grouped(graph)
 
     def _grouped(self, graph: ChannelGraph) -> tuple[Array, Array]:
@@ -118,14 +118,12 @@ class _Atoms:
         """The label of one dimension; a plain length if no group touches it."""
         if rows is None:
             return size
-        if id(rows) not in self._known:
+        key = (rows.shape, rows.tobytes())  # equal rows are made again and again
+        if key not in self._known:
             resolved = self.axes.resolve(rows)
             groups = self.group[resolved]
-            label: Dim | int = len(rows)
-            if (groups >= 0).any():
-                label = Dim(groups, self.channel[resolved])
-            self._known[id(rows)] = (rows, label)
-        return self._known[id(rows)][1]
+            self._known[key] = Dim(groups, self.channel[resolved]) if (groups >= 0).any() else len(rows)
+        return self._known[key]
 
     def dims(self, rows: list[Rows] | None, tensor: Tensor) -> tuple[Dim | int, ...]:
         """The labels of a parameter or buffer."""

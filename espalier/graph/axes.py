@@ -20,6 +20,7 @@ Array = NDArray[np.int64]
 Rows = Array | None
 
 MANY = 4096
+ROOM = 16384  # atoms to begin with
 FACTORS = 8  # most atoms that one index may depend on
 
 
@@ -29,10 +30,10 @@ class Axes:
     def __init__(self) -> None:
         self.blocks: list[str] = []
         self.count = 0
-        self._parent = np.arange(1024)
-        self._parts = np.full((1024, FACTORS), -1)
-        self._block = np.zeros(1024, dtype=np.int64)
-        self._fixed = np.zeros(1024, dtype=bool)  # read at roots
+        self._parent = np.arange(ROOM)
+        self._parts = np.full((ROOM, FACTORS), -1)
+        self._block = np.zeros(ROOM, dtype=np.int64)
+        self._fixed = np.zeros(ROOM, dtype=bool)  # read at roots
         self._frozen: list[tuple[Array, str]] = []
         self._widest = 1  # most parts that any atom is bound to
         self._table: Array | None = None
@@ -239,20 +240,27 @@ class Axes:
         if sizes[1] == 1:
             return rows, None
         grid = self.resolve(rows).reshape(*sizes, -1)
-        if not all(free) and self.is_fixed(grid).any():  # told apart already; shuffles in a row would pile up factors
-            grid = self._tied(grid, free)
+        if not all(free) and self.is_fixed(grid).any() and _crossed(grid):
+            grid = self._tied(grid, free)  # told apart already: shuffles in a row would pile up factors
         outer: list[Array] = []
         inner: list[Array] = []
         for column in np.moveaxis(grid, -1, 0):
             if (column == column[:, :1]).all():
                 outer.append(column[:, 0])
+                self._keep_unless(free[0], column[:, :1], name)
             elif (column == column[:1]).all():
                 inner.append(column[0])
+                self._keep_unless(free[1], column[0][:, None], name)
             else:
                 one, two = self._factors(column, sizes, free, name)
                 outer.append(one[:, 0])
                 inner.append(two[:, 0])
         return self._stacked(outer), self._stacked(inner)
+
+    def _keep_unless(self, may: bool, rows: Array, name: str) -> None:
+        """Freeze a factor that was there already, if the code fixes its length."""
+        if not may:
+            self.freeze(rows, f"it is divided into a fixed number of parts ({name})")
 
     def _tied(self, grid: Array, free: tuple[bool, bool]) -> Array:
         """Make all rows of a grid one, or all columns, or both."""
@@ -261,7 +269,7 @@ class Axes:
                 first = np.broadcast_to(np.take(grid, [0], axis=axis), grid.shape).reshape(-1, grid.shape[-1])
                 self.unify(first, grid.reshape(-1, grid.shape[-1]), "its parts have to lose the same places")
         shape = grid.shape[:2]
-        return self.resolve(grid.reshape(-1, grid.shape[-1])).reshape(*shape, -1)
+        return self._removable(grid.reshape(-1, grid.shape[-1])).reshape(*shape, -1)
 
     def _factors(self, grid: Array, sizes: tuple[int, int], free: tuple[bool, bool], name: str) -> tuple[Array, Array]:
         """Bind a grid of atoms to the product of two new blocks."""
@@ -283,6 +291,12 @@ class Axes:
             return None
         rows = self.resolve(_tidy(np.stack(columns, axis=1)))
         return rows if (rows >= 0).any() else None
+
+
+def _crossed(grid: Array) -> bool:
+    """Whether some factor of a grid belongs neither to its rows nor to its columns alone."""
+    columns = np.moveaxis(grid, -1, 0)
+    return any(not (c == c[:, :1]).all() and not (c == c[:1]).all() for c in columns)
 
 
 def merge(factors: Sequence[tuple[Rows, int]]) -> Rows:

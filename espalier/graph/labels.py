@@ -13,7 +13,7 @@ from torch import Tensor
 
 from espalier.graph.axes import Array, Axes, Rows, merge
 from espalier.graph.constraints import Constraints
-from espalier.graph.integers import Traced, origin_of, plain
+from espalier.graph.integers import Traced, may_change, origin_of, plain
 
 Dims = list[Rows]
 
@@ -191,7 +191,7 @@ class Labels:
 
     def demand(self, number: int, rows: Rows, size: int) -> None:
         """The code says how long a dimension is."""
-        if rows is not None or isinstance(number, Traced):
+        if rows is not None or may_change(number):
             self.constraints.demand(origin_of(number), rows, size, self.module or "the model")
 
     def split(self, rows: Rows, sizes: tuple[int, int], free: tuple[bool, bool]) -> tuple[Rows, Rows]:

@@ -1,12 +1,14 @@
-"""Shapes of results on the meta device, where torch works them out by long decompositions in Python."""
+"""The meta device: constants that the code builds elsewhere are brought there, and long decompositions are cut short."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode  # semi-public: documented, used by torch's own FlopCounterMode
 
 
 def _batch_norm(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,7 +28,13 @@ def _group_norm(
     return x.new_empty(x.shape), x.new_empty((n, group)), x.new_empty((n, group))
 
 
-SHORTCUTS: dict[str, Callable[..., Any]] = {
+def _like_the_largest(*args: Any, **_: Any) -> Tensor:
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    return torch.empty_like(max(tensors, key=Tensor.numel))
+
+
+ELEMENTWISE = frozenset("add sub mul div gelu relu silu sigmoid tanh hardswish hardsigmoid hardtanh _softmax clone".split())
+NORMS: dict[str, Callable[..., Any]] = {
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm,
@@ -35,7 +43,29 @@ SHORTCUTS: dict[str, Callable[..., Any]] = {
 }
 
 
-def fits(name: str, args: Any) -> bool:
+def shortcut(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """A quick way to the shapes of an operation's results, if there is one for these arguments."""
+    if name in ELEMENTWISE:
+        return _like_the_largest if _is_simple(args, kwargs) else None
+    return NORMS[name] if name in NORMS and not kwargs and _fits(name, args) else None
+
+
+def _is_simple(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """One dtype, and one operand has the shape of the result: the others are equal, or spread along what it has."""
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    if not tensors or any(isinstance(value, Tensor) or key in ("out", "memory_format") for key, value in kwargs.items()):
+        return False
+    whole = max(tensors, key=Tensor.numel)
+    return all(tensor.dtype == whole.dtype and _spreads(tensor.shape, whole.shape) for tensor in tensors)
+
+
+def _spreads(small: Sequence[int], large: Sequence[int]) -> bool:
+    if len(small) > len(large):
+        return False
+    return all(one in (1, other) for one, other in zip(reversed(small), reversed(large), strict=False))
+
+
+def _fits(name: str, args: Any) -> bool:
     """Whether the arguments agree, as the operation itself would have checked: trial cuts rely on the refusal."""
     x = args[0]
     if name.startswith(("native_batch", "_native_batch")):
@@ -45,3 +75,25 @@ def fits(name: str, args: Any) -> bool:
         return list(x.shape[x.dim() - len(shape) :]) == shape and all(t is None or list(t.shape) == shape for t in args[2:4])
     n, c, hxw, group = args[3:7]
     return c % group == 0 and math.prod(x.shape) == n * c * hxw and all(t is None or t.shape[0] == c for t in args[1:3])
+
+
+def run_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """An operation on meta tensors, and on constants that the code built on the processor."""
+    args, kwargs = [_meta(value) for value in args], {key: _meta(value) for key, value in kwargs.items()}
+    quick = shortcut(func.overloadpacket.__name__, args, kwargs)
+    return func(*args, **kwargs) if quick is None else quick(*args)
+
+
+def _meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value if value.is_meta else value.to("meta")
+    if isinstance(value, tuple | list):
+        return [_meta(item) for item in value]
+    return torch.device("meta") if isinstance(value, torch.device) else value
+
+
+class OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs everything on the meta device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run_on_meta(func, args, kwargs or {})

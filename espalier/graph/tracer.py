@@ -20,7 +20,7 @@ from espalier.graph import rules
 from espalier.graph.functions import REPLACED, attention, frame_of
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
-from espalier.graph.shortcuts import SHORTCUTS, fits
+from espalier.graph.shortcuts import run_on_meta
 
 
 class Functions(TorchFunctionMode):
@@ -79,13 +79,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if not self.meta:
-            return func(*args, **kwargs)
-        args, kwargs = [_meta(value) for value in args], {key: _meta(value) for key, value in kwargs.items()}
-        shortcut = SHORTCUTS.get(func.overloadpacket.__name__)
-        if shortcut is not None and not kwargs and fits(func.overloadpacket.__name__, args):
-            return shortcut(*args)
-        return func(*args, **kwargs)
+        return run_on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
 
     def _label(self, func: Any, given: dict[str, Any], out: Any) -> None:
         labels, name = self.labels, func.overloadpacket.__name__
@@ -133,15 +127,6 @@ def _arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[s
     given.update(zip(given, args, strict=False))
     given.update(kwargs)
     return given
-
-
-def _meta(value: Any) -> Any:
-    """Constants that the code builds on the processor meet meta tensors."""
-    if isinstance(value, Tensor):
-        return value if value.is_meta else value.to("meta")
-    if isinstance(value, tuple | list):
-        return [_meta(item) for item in value]
-    return torch.device("meta") if isinstance(value, torch.device) else value
 
 
 @contextlib.contextmanager

@@ -45,6 +45,8 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True) -> Chann
         >>> graph.frozen[-1].reason
         "reaches the model's output"
     """
+    if not isinstance(model, nn.Module):
+        raise EspalierError(f"trace takes a torch.nn.Module and example inputs, not {type(model).__name__}.")
     model = unwrap(model)
     args, kwargs = as_call(example_inputs)
     _check_inputs(model, args, kwargs)
@@ -90,7 +92,7 @@ def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     """Labels of both passes: on meta if that works, else with values."""
     first: Exception | None = None
     for meta in (True, False):
-        labels, notes = Labels(), []
+        labels, notes = Labels(), [] if first is None else [f"Run with values, since without them: {_first_line(first)}"]
         stand_in = replica(model, meta=meta)
         inputs = _on_meta((args, kwargs)) if meta else (args, kwargs)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from espalier.graph.graph import ChannelGraph, Group, Mask
 from espalier.graph.replica import replica, tensors_in
+from espalier.graph.shortcuts import OnMeta
 
 MOST_TRIALS = 60
 
@@ -45,7 +47,7 @@ class _Trial:
         for number in numbers:
             size = self.graph.groups[number].size
             mask = np.ones(size, dtype=bool)
-            mask[generator.permutation(size)[: max(1, min(size - 1, size // 3 + number % max(1, size // 4)))]] = False
+            mask[generator.permutation(size)[: max(1, min(size - 1, size // 3 + number % max(2, size // 4)))]] = False
             kept[number] = mask
         try:
             shapes = self._shapes(kept)
@@ -57,7 +59,8 @@ class _Trial:
         self.count += 1
         stand_in = replica(self.model, meta=self.meta).eval()
         apply(stand_in, self.graph, kept)
-        return [tensor.shape for tensor in tensors_in(stand_in(*self.inputs[0], **self.inputs[1]))]
+        with OnMeta() if self.meta else contextlib.nullcontext():  # type: ignore[no-untyped-call]
+            return [tensor.shape for tensor in tensors_in(stand_in(*self.inputs[0], **self.inputs[1]))]
 
 
 def _halve(trial: _Trial, numbers: list[int], broken: dict[Group, str], tried: str | None = None) -> None:

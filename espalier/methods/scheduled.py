@@ -257,6 +257,7 @@ class ScheduledRun(Run):
         return {"in_force": self.in_force, "masks": self.masks.state_dict(), "memories": memories}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._plan()  # the model may have taken other shapes
         self.in_force = state["in_force"]
         self.masks.load_state_dict(state["masks"])
         self.memories = {}

@@ -94,9 +94,8 @@ class Pruner:
         self._warned = False
         self._ride = Ride(optimizers, list(self.run.weights.values()), self._before, self._after, self.detach)
         self._passenger = state.Passenger(optimizers, self.state_dict, self._load)
-        if self.method.cuts:  # after the ride, which unbinds an earlier Pruner of the model
-            for module in (self.model, *self.site.followers):
-                reshaping.install(module)
+        for module in (self.model, *self.site.followers):  # after the ride, which unbinds an earlier Pruner of the model
+            reshaping.install(module)  # also where the method does not cut: es.cut may, and a resumed run starts dense
         reshaping.bind(self.model, optimizers, self.site.followers, self.run)
 
     # -- inside optimizer.step() -----------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def cut(
 def shape_to(
     model: nn.Module, structure: Structure, *, optimizers: Sequence[Optimizer] = (), followers: Sequence[nn.Module] = ()
 ) -> None:
-    """Give ``model`` the shapes of ``structure``, narrower or wider; what is in the changed tensors is zero until loaded.
+    """Give ``model`` the shapes of ``structure``, narrower or wider; what is in the changed parameters is zero until loaded.
 
     Args:
         model: the module, dense or cut already.
@@ -118,7 +118,7 @@ def shape_to(
         if structure_of(module) == structure:
             continue
         shapes = target_shapes(module, structure)
-        empty = {n: zeros(t, shapes[n]) for n, t in _named(module) if tuple(t.shape) != shapes[n]}
+        empty = {n: _awaiting(module, n, t, structure, shapes[n]) for n, t in _named(module) if tuple(t.shape) != shapes[n]}
         commits += [partial(replace, _tensor(module, name), data) for name, data in empty.items()]
         changed += [_tensor(module, name) for name in empty]
         if module is model:
@@ -129,6 +129,26 @@ def shape_to(
         commits.append(partial(_note, module, numbers, structure))
     commits.append(partial(refuse_old_reducers, changed))
     _carry_out(commits)
+
+
+def _awaiting(model: nn.Module, name: str, tensor: Tensor, structure: Structure, shape: Shape) -> Tensor:
+    """Zeros to be loaded into; a buffer keeps its values, since it may be one that no state dict holds."""
+    if isinstance(tensor, nn.Parameter):
+        return zeros(tensor, shape)
+    present = structure_of(model)
+    dims: dict[int, tuple[int, ...]] = {}
+    for dim, size in enumerate({**present.shapes, **structure.shapes}[name]):
+        place = {index: number for number, index in enumerate(present.kept.get((name, dim), range(size)))}
+        wanted = structure.kept.get((name, dim), range(size))
+        if any(index not in place for index in wanted):
+            if name in model.state_dict(keep_vars=True):
+                return zeros(tensor, shape)
+            raise EspalierError(
+                f"The buffer {name} is in no state dict, and this model has lost channels of it that are wanted again: "
+                f"build the model anew and load into that."
+            )
+        dims[dim] = tuple(place[index] for index in wanted)
+    return sliced(tensor, dims)
 
 
 def target_shapes(model: nn.Module, structure: Structure) -> dict[str, Shape]:

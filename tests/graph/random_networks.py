@@ -104,6 +104,12 @@ def _pool(value: Value, a: int, b: int) -> Made:
     return steps.Pool(kind), (value[0], value[1] // 2 if kind in ("max", "adaptive") else value[1])
 
 
+def _fused_attention(value: Value, a: int, b: int) -> Made:
+    spelling, each = steps.FusedAttention.SPELLINGS[a % 5], 2 + b % 5
+    own = 2 + b % 4 if spelling == "sizes" else each
+    return steps.FusedAttention(value[0], 1 + a % 4, each, own, spelling), value
+
+
 def _attention(value: Value, a: int, b: int) -> Made:
     scale = (None, 0.3, 0.5)[a % 3]
     return steps.Attention(value[0], 1 + a % 4, 2 + b % 5, 2 + b % 4, scale, b % 2 > 0), value
@@ -135,7 +141,7 @@ KINDS: dict[str, Callable[[Value, int, int], Made | None]] = {
     "spatial gate": lambda v, a, b: (steps.SpatialGate(a % 2 > 0), v),
     "mlp": lambda v, a, b: (steps.Mlp(v[0], _width(a), b % 2 > 0, b % 4 > 1), v),
     "token mixer": lambda v, a, b: (steps.TokenMixer(v[0], v[1] ** 2, _width(a)), v) if v[1] <= 4 else None,
-    "fused attention": lambda v, a, b: (steps.FusedAttention(v[0], 1 + a % 4, 2 + b % 5, steps.FusedAttention.SPELLINGS[a % 3]), v),
+    "fused attention": _fused_attention,
     "attention": _attention,
     "torch attention": _torch_attention,
     "channel attention": lambda v, a, b: (steps.ChannelAttention(v[0], 1 + a % 3, 2 + b % 5), v),

@@ -356,14 +356,16 @@ class TokenMixer(Tokens):
 
 
 class FusedAttention(Tokens):
-    """One linear layer for q, k and v."""
+    """One linear layer for q, k and v, which are taken apart in several ways; v may have a width of its own."""
 
-    SPELLINGS = ("permute", "chunk", "head first")
+    SPELLINGS = ("permute", "chunk", "head first", "slices", "sizes")
 
-    def __init__(self, width: int, heads: int, each: int, spelling: str) -> None:
+    def __init__(self, width: int, heads: int, each: int, value: int, spelling: str) -> None:
         super().__init__()
         self.heads, self.spelling = heads, spelling
-        self.qkv, self.out = nn.Linear(width, 3 * heads * each), nn.Linear(heads * each, width)
+        if spelling == "sizes":
+            self.sizes = [heads * each, heads * each, heads * value]
+        self.qkv, self.out = nn.Linear(width, heads * (2 * each + value)), nn.Linear(heads * value, width)
 
     def mix(self, x: Tensor) -> Tensor:
         batch, count, _ = x.shape
@@ -371,14 +373,24 @@ class FusedAttention(Tokens):
             q, k, v = self.qkv(x).reshape(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         elif self.spelling == "chunk":
             q, k, v = (y.view(batch, count, self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=-1))
-        else:
+        elif self.spelling == "head first":
             q, k, v = self.qkv(x).view(batch, count, self.heads, -1).transpose(1, 2).chunk(3, dim=-1)
+        else:
+            y = self.qkv(x)
+            if self.spelling == "slices":
+                third = y.shape[-1] // 3
+                parts = (y[..., :third], y[:, :, third : 2 * third], y[..., 2 * third :])
+            else:
+                parts = y.split(self.sizes, dim=-1)
+            q, k, v = (part.reshape(batch, count, self.heads, -1).transpose(1, 2) for part in parts)
         mixed = functional.scaled_dot_product_attention(q, k, v)
         return x + self.out(mixed.transpose(1, 2).reshape(batch, count, -1))
 
     def arguments(self) -> Arguments:
         width, inner = self.out.weight.shape
-        return {"width": width, "heads": self.heads, "each": inner // self.heads, "spelling": self.spelling}
+        value = inner // self.heads
+        each = (self.qkv.weight.shape[0] // self.heads - value) // 2
+        return {"width": width, "heads": self.heads, "each": each, "value": value, "spelling": self.spelling}
 
 
 class Attention(Tokens):
@@ -479,7 +491,7 @@ class Join(Step):
 
 
 class Network(nn.Module):
-    """Steps in order, each applied to earlier values: the input is value 0, step k makes value k + 1; the last is the output."""
+    """Steps in order, each applied to earlier values: the input is value 0, step k makes value k + 1."""
 
     def __init__(self, steps: list[Step], sources: list[str]) -> None:
         super().__init__()

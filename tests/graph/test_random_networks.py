@@ -20,8 +20,8 @@ from tests.graph.steps import Network, built_anew, integers, plain_integers
 Keep = dict[Group, list[int]]
 
 
-def kept_channels(groups: list[Group], generator: random.Random, least: int = 2) -> Keep:
-    """Of each group random channels; at least two, since axes of length one are no axes."""
+def kept_channels(groups: list[Group], generator: random.Random, least: int) -> Keep:
+    """Of each group some random channels."""
     keep = {}
     for group in groups:
         if group.size > least:
@@ -108,6 +108,12 @@ def widths(graph: ChannelGraph) -> dict[str, int]:
     return {group.name: group.size for group in graph.groups}
 
 
+def comparable(graph: ChannelGraph) -> bool:
+    """Whether a new trace must find the same groups. Where concatenations and products overlap, single channels lie apart, and
+    after a cut the borders may fall together."""
+    return all(group.size > 1 for group in (*graph.groups, *graph.frozen))
+
+
 def check(net: Network, channels_last: bool, seed: int) -> ChannelGraph:
     """Trace, cut some groups, then all, of a copy."""
     generator = random.Random(seed)
@@ -121,11 +127,12 @@ def check(net: Network, channels_last: bool, seed: int) -> ChannelGraph:
     assert plain_integers(net)
     narrow = copy.deepcopy(net)
     some = [group for group in graph.groups if generator.random() < 0.5]
-    for groups in (some, list(graph.groups)):
-        keep = kept_channels(groups, generator)
+    for groups, least in ((some, 2), (list(graph.groups), 2), (list(graph.groups), 1)):
+        keep = kept_channels(groups, generator, least)
         if keep:
             check_cut(narrow, keep, x, channels_last)
-            assert widths(graph) == widths(es.trace(narrow, x))
+            if least > 1 and comparable(graph):
+                assert widths(graph) == widths(es.trace(narrow, x))
     assert_same(before, {**state(net), "random": before["random"]})  # building anew draws numbers
     return graph
 
@@ -140,7 +147,7 @@ def test_random_networks_are_cut_right(example: Drawn):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_step_alone(kind: str, channels_last: bool):
     before = [Choice("strided", 1, 5)] if kind in ("transposed", "pixel up", "token mixer") else []
-    for number in range(3):
+    for number in range(5 if "attention" in kind else 3):
         choices = [*before, Choice(kind, number + 1, number + 3), Choice("conv", 1, 2)]
         net = build(choices, stem=12)
         assert len(net.steps) == len(choices) + 2

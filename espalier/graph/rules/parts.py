@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from espalier.graph.axes import Rows, stack
+from espalier.graph.axes import Array, Rows, stack
 from espalier.graph.integers import Traced, may_change, origin_of, plain, same_origin
 from espalier.graph.labels import Dims, Labels
 from espalier.graph.rules.registry import Arguments, rule
@@ -42,11 +42,18 @@ def _sliced(labels: Labels, rows: Rows, dim: int, size: int, bounds: tuple[int, 
     for number in (asked.start, asked.stop):
         if number is None or (not isinstance(number, Traced) and number == 0):
             continue
+        if not isinstance(number, Traced) and _immovable(rows[number:] if number < 0 else rows[:number]):
+            continue
         if isinstance(number, Traced) and may_change(number) and 0 <= number <= size:
             labels.demand(number, rows[: plain(number)], plain(number))
         else:
             labels.freeze(rows, "a part of it is taken at a place that is written as a number in the code")
     return rows[start:end:step]
+
+
+def _immovable(rows: Array) -> bool:
+    """Whether nothing can remove any of these indices, so that others are counted past them."""
+    return bool((rows < 0).all())
 
 
 @rule("split", "split_with_sizes", "split_copy", "split_with_sizes_copy")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from espalier.graph.axes import Rows, merge
+from espalier.graph.constraints import LITERAL
 from espalier.graph.integers import Length, Traced, may_change, plain
 from espalier.graph.labels import Dims, Labels, written
 from espalier.graph.rules.registry import Arguments, rule
@@ -59,6 +60,9 @@ def _view_block(
         return
     rest = merge(factors)
     free = [sizes is None or plain(sizes[dim]) == -1 or may_change(sizes[dim]) for dim in after]
+    if not any(free):
+        labels.freeze(rest, LITERAL)
+        return
     for place, dim in enumerate(after[:-1]):
         if rest is None:
             return
@@ -212,7 +216,10 @@ def channel_shuffle(labels: Labels, op: str, given: Arguments, out: Tensor) -> N
     """(groups, n) turned into (n, groups)."""
     dims = list(labels.of(given["self"]))
     groups, rest = given["groups"], out.shape[1] // given["groups"]
-    outer, inner = labels.split(dims[1], (groups, rest), (False, True))
+    frame = labels.frame
+    number = frame.sizes[0] if frame is not None and frame.name == "channel_shuffle" and frame.sizes else groups
+    outer, inner = labels.split(dims[1], (groups, rest), (may_change(number), True))
+    labels.demand(number, outer, groups)
     dims[1] = merge([(inner, rest), (outer, groups)])
     labels.put(out, dims)
 

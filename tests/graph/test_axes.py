@@ -1,0 +1,444 @@
+"""The algebra beneath a trace: atoms and rows, numbers that remember their origin, sizes that must still fit after a cut."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from espalier.graph.axes import FACTORS, Axes, merge, stack
+from espalier.graph.constraints import LITERAL, Constraints
+from espalier.graph.integers import Attribute, Expression, Length, Traced, may_change, origin_of, plain, same_origin
+
+
+@pytest.fixture
+def axes() -> Axes:
+    return Axes()
+
+
+def resolved(axes: Axes, rows: np.ndarray | None) -> list[list[int]]:
+    """Free atoms per index, without the padding."""
+    assert rows is not None
+    return [[atom for atom in row if atom >= 0] for row in axes.resolve(rows).tolist()]
+
+
+def same(axes: Axes, one: np.ndarray, other: np.ndarray) -> bool:
+    return resolved(axes, one) == resolved(axes, other)
+
+
+def reasons(axes: Axes, rows: np.ndarray) -> list[str | None]:
+    """Of each index the reason why it cannot go, if there is one."""
+    frozen = axes.frozen()
+    return [next((frozen[atom] for atom in row if atom in frozen), None) for row in resolved(axes, rows)]
+
+
+# -- union -------------------------------------------------------------------------------------------------------------
+
+
+def test_fresh_rows_are_distinct_atoms_in_blocks_of_their_own(axes):
+    one, other = axes.fresh(3, "a"), axes.fresh(2, "b")
+    assert resolved(axes, one) == [[0], [1], [2]]
+    assert resolved(axes, other) == [[3], [4]]
+    assert [axes.blocks[block] for block in axes.block_of(5)] == ["a", "a", "a", "b", "b"]
+
+
+def test_many_atoms_outgrow_the_first_tables(axes):
+    rows = [axes.fresh(900, str(number)) for number in range(4)]
+    axes.unify(rows[0], rows[3], "")
+    assert same(axes, rows[0], rows[3])
+    assert resolved(axes, rows[1])[0] == [900]
+
+
+def test_union_is_transitive_and_index_by_index(axes):
+    a, b, c = (axes.fresh(3, name) for name in "abc")
+    axes.unify(a, b, "")
+    axes.unify(c, b[::-1], "")
+    assert same(axes, a, b)
+    assert same(axes, c, a[::-1])
+    assert len(axes.atoms_in([a, b, c])) == 3
+
+
+def test_a_cycle_of_unions_with_a_shift_makes_all_one(axes):
+    a = axes.fresh(4, "a")
+    axes.unify(a, np.roll(a, 1, axis=0), "")
+    assert len(axes.atoms_in([a])) == 1
+
+
+def test_a_large_union_equals_many_small_ones(axes):
+    generator = np.random.default_rng(0)
+    a, b = axes.fresh(200, "a"), axes.fresh(200, "b")
+    order = generator.permutation(200)
+    axes.unify(a, b[order], "")
+    other = Axes()
+    c, d = other.fresh(200, "a"), other.fresh(200, "b")
+    for index in range(200):
+        other.unify(c[index : index + 1], d[order[index] : order[index] + 1], "")
+    assert resolved(axes, np.concatenate([a, b])) == resolved(other, np.concatenate([c, d]))
+
+
+# -- concatenations and products ---------------------------------------------------------------------------------------
+
+
+def test_a_concatenation_is_a_stack_of_rows(axes):
+    a, b, whole = axes.fresh(2, "a"), axes.fresh(3, "b"), axes.fresh(6, "whole")
+    axes.unify(whole, stack([(a, 2), (None, 1), (b, 3)]), "pads")
+    assert same(axes, whole[:2], a)
+    assert same(axes, whole[3:], b)
+    assert reasons(axes, whole) == [None, None, "pads", None, None, None]
+
+
+def test_a_stack_of_nothing_is_nothing():
+    assert stack([(None, 2), (None, 3)]) is None
+    assert merge([(None, 2), (None, 3)]) is None
+
+
+def test_merge_lists_one_factor_per_column(axes):
+    a, b = axes.fresh(2, "a"), axes.fresh(3, "b")
+    rows = merge([(a, 2), (None, 2), (b, 3)])
+    assert resolved(axes, rows) == [[i, j] for i in (0, 1) for _ in range(2) for j in (2, 3, 4)]
+
+
+def test_an_atom_unified_with_a_product_becomes_it(axes):
+    flat, heads, each = axes.fresh(6, "flat"), axes.fresh(2, "heads"), axes.fresh(3, "each")
+    axes.unify(flat, merge([(heads, 2), (each, 3)]), "")
+    assert resolved(axes, flat) == [[6, 8], [6, 9], [6, 10], [7, 8], [7, 9], [7, 10]]
+
+
+def test_a_bound_atom_unified_with_another_product_unifies_the_factors(axes):
+    flat, factors = axes.fresh(6, "flat"), [axes.fresh(size, str(size)) for size in (2, 3, 2, 3)]
+    axes.unify(flat, merge([(factors[0], 2), (factors[1], 3)]), "")
+    axes.unify(flat, merge([(factors[2], 2), (factors[3], 3)]), "")
+    assert same(axes, factors[0], factors[2])
+    assert same(axes, factors[1], factors[3])
+
+
+def test_products_of_other_factors_are_frozen_with_the_reason(axes):
+    flat = axes.fresh(8, "flat")
+    axes.unify(flat, merge([(axes.fresh(2, "a"), 2), (axes.fresh(4, "b"), 4)]), "")
+    cube = merge([(axes.fresh(2, name), 2) for name in "cde"])
+    axes.unify(flat, cube, "add")
+    assert all("products of different factors" in reason for reason in reasons(axes, flat) + reasons(axes, cube))
+
+
+def test_the_same_atoms_bound_twice_are_unified(axes):
+    few, outer = axes.fresh(2, "few"), axes.fresh(4, "outer")
+    inner = axes.fresh(4, "inner")
+    product = np.concatenate([outer, inner], axis=1)
+    axes.unify(np.concatenate([few, few]), product, "")  # index 0 is both (outer 0, inner 0) and (outer 2, inner 2)
+    assert same(axes, outer[:2], outer[2:])
+    assert same(axes, inner[:2], inner[2:])
+
+
+def test_what_would_contain_itself_is_frozen(axes):
+    a, b = axes.fresh(3, "a"), axes.fresh(3, "b")
+    axes.unify(a, np.concatenate([a, b], axis=1), "loops")
+    assert reasons(axes, a) == ["loops"] * 3
+    axes.resolve(a)  # and it comes to an end
+
+
+def test_more_factors_than_there_is_room_for_are_frozen(axes):
+    flat = axes.fresh(2, "flat")
+    wide = np.concatenate([axes.fresh(2, str(number)) for number in range(FACTORS + 1)], axis=1)
+    axes.unify(flat, wide, "is too much")
+    assert reasons(axes, flat) == ["is too much"] * 2
+
+
+def test_bindings_are_followed_through_bindings(axes):
+    flat, outer, rest = axes.fresh(8, "flat"), axes.fresh(2, "outer"), axes.fresh(4, "rest")
+    axes.unify(flat, merge([(outer, 2), (rest, 4)]), "")
+    two, three = axes.fresh(2, "two"), axes.fresh(2, "three")
+    axes.unify(rest, merge([(two, 2), (three, 2)]), "")
+    assert all(len(row) == 3 for row in resolved(axes, flat))
+    assert set(axes.atoms_in([flat]).tolist()) == set(axes.atoms_in([outer, two, three]).tolist())
+
+
+# -- split -------------------------------------------------------------------------------------------------------------
+
+
+def test_split_gives_new_factors_and_merge_undoes_it(axes):
+    flat = axes.fresh(12, "flat")
+    outer, inner = axes.split(flat, (3, 4), (True, True), "view")
+    assert (len(outer), len(inner)) == (3, 4)
+    assert same(axes, flat, merge([(outer, 3), (inner, 4)]))
+
+
+def test_split_again_finds_the_same_factors(axes):
+    flat = axes.fresh(12, "flat")
+    first = axes.split(flat, (3, 4), (True, True), "view")
+    again = axes.split(flat, (3, 4), (True, True), "view")
+    assert all(same(axes, one, two) for one, two in zip(first, again, strict=True))
+
+
+def test_split_of_a_product_gives_its_factors_back(axes):
+    outer, inner = axes.fresh(3, "outer"), axes.fresh(4, "inner")
+    found = axes.split(merge([(outer, 3), (inner, 4)]), (3, 4), (True, True), "view")
+    assert same(axes, found[0], outer)
+    assert same(axes, found[1], inner)
+
+
+def test_a_factor_of_length_one_is_none(axes):
+    flat = axes.fresh(4, "flat")
+    assert axes.split(flat, (1, 4), (True, True), "view") == (None, flat)
+    assert axes.split(flat, (4, 1), (True, True), "view") == (flat, None)
+    assert axes.split(None, (2, 2), (True, True), "view") == (None, None)
+
+
+def test_a_fixed_factor_tells_indices_apart_but_cannot_go(axes):
+    flat = axes.fresh(6, "qkv")
+    three, each = axes.split(flat, (3, 2), (False, True), "view")
+    assert axes.is_fixed(axes.resolve(three)).all()
+    assert not axes.is_fixed(axes.resolve(each)).any()
+    assert len({tuple(row) for row in resolved(axes, flat)}) == 6
+    axes.unify(flat[:2], flat[2:4], "matmul")  # q and k: one axis, still told apart
+    assert not axes.frozen()
+    assert not same(axes, flat[:2], flat[2:4])
+
+
+def test_a_factor_that_was_there_is_frozen_if_its_length_is_fixed(axes):
+    heads, each = axes.fresh(2, "heads"), axes.fresh(3, "each")
+    axes.split(merge([(heads, 2), (each, 3)]), (2, 3), (False, True), "shuffle")
+    assert all("fixed number of parts" in reason for reason in reasons(axes, heads))
+    assert reasons(axes, each) == [None] * 3
+
+
+def test_split_across_a_border_of_a_concatenation_keeps_all_right(axes):
+    """Four and five channels, viewed as three times three: an index goes with its row or its column."""
+    a, b = axes.fresh(4, "a"), axes.fresh(5, "b")
+    outer, inner = axes.split(stack([(a, 4), (b, 5)]), (3, 3), (True, True), "view")
+    assert same(axes, np.concatenate([a, b]), merge([(outer, 3), (inner, 3)]))
+
+
+# -- freezing ----------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_atoms_keep_their_first_reason(axes):
+    a, b = axes.fresh(2, "a"), axes.fresh(2, "b")
+    axes.freeze(a, "first")
+    axes.freeze(b, "second")
+    axes.unify(a, b, "")
+    assert reasons(axes, b) == ["first", "first"]
+
+
+def test_freezing_an_atom_later_bound_freezes_its_factors(axes):
+    flat = axes.fresh(6, "flat")
+    axes.freeze(flat[:1], "output")
+    outer, inner = axes.split(flat, (2, 3), (True, True), "view")
+    assert reasons(axes, outer) == ["output", None]
+    assert reasons(axes, inner) == ["output", None, None]
+
+
+def test_what_meets_something_without_axes_is_frozen(axes):
+    a = axes.fresh(2, "a")
+    axes.unify(a, None, "meets a constant")
+    assert reasons(axes, a) == ["meets a constant"] * 2
+    axes.unify(None, None, "nothing")
+    axes.freeze(None, "nothing")
+    assert set(axes.frozen().values()) == {"meets a constant"}
+
+
+# -- integers ----------------------------------------------------------------------------------------------------------
+
+
+def length(rows: np.ndarray | None, size: int) -> Traced:
+    return Traced(size, Length(rows, size))
+
+
+def attribute(value: int, path: str = "heads") -> Traced:
+    return Traced(value, Attribute(path))
+
+
+@pytest.mark.parametrize(
+    ("compute", "sign"),
+    [(lambda a, b: a + b, "+"), (lambda a, b: a - b, "-"), (lambda a, b: a * b, "*"), (lambda a, b: a // b, "//")],
+)
+def test_arithmetic_keeps_the_origin(compute, sign):
+    a, b = attribute(12, "a"), attribute(3, "b")
+    for left, right in ((a, b), (a, 3), (12, b)):
+        result = compute(left, right)
+        assert result == compute(12, 3)
+        assert result.origin.sign == sign
+        assert same_origin(result.origin.left, origin_of(left))
+        assert same_origin(result.origin.right, origin_of(right))
+
+
+def test_other_operations_give_plain_numbers():
+    a = attribute(12)
+    for value in (a % 5, -a, abs(a), a**2, a / 2, a * 0.5, int(str(a)), a & 4):
+        assert not isinstance(value, Traced)
+    assert isinstance(a * 1.0, float)
+
+
+def test_traced_integers_behave_as_integers():
+    a = attribute(3)
+    assert [10, 20, 30, 40][a] == 40
+    assert list(range(a)) == [0, 1, 2]
+    assert {3: "three"}[a] == "three"
+    assert f"{a} {a:02d}" == "3 03"
+    assert a < 4
+    assert a != 4
+    assert hash(a) == hash(3)
+    assert type(pickle.loads(pickle.dumps(a))) is int
+    assert copy.deepcopy([a])[0] is a
+    assert type(plain(a)) is int
+    assert plain("x") == "x"
+
+
+class Watching:
+    """Writes down what a trace is told about its integers."""
+
+    def __init__(self) -> None:
+        self.equal: list[tuple[int, int]] = []
+        self.real: list[int] = []
+
+    def met(self, one: Traced, other: Traced) -> None:
+        self.equal.append((plain(one), plain(other)))
+
+    def used_as_real(self, number: Traced) -> None:
+        self.real.append(plain(number))
+
+
+def test_equal_numbers_are_reported_and_different_ones_not():
+    watch = Watching()
+    a, b, c = (Traced(value, Attribute(name), watch) for value, name in ((3, "a"), (3, "b"), (4, "c")))
+    assert (a == b, a == c, a != b, a == 3) == (True, False, False, True)
+    assert watch.equal == [(3, 3), (3, 3)]
+
+
+def test_numbers_that_become_real_are_reported():
+    watch = Watching()
+    number = Traced(16, Attribute("width"), watch)
+    assert (number**-0.5, math.sqrt(number), 1 / number, number / 2, float(number)) == (0.25, 4.0, 1 / 16, 8.0, 16.0)
+    assert watch.real == [16] * 5
+
+
+def test_only_channels_and_attributes_may_change(axes):
+    assert may_change(attribute(3))
+    assert may_change(length(axes.fresh(3, "a"), 3))
+    assert may_change(2 * attribute(3) + 1)
+    assert not may_change(3)
+    assert not may_change(length(None, 3))
+    assert not may_change(length(None, 6) // 2)
+
+
+def test_the_same_expression_has_the_same_origin(axes):
+    rows = axes.fresh(12, "a")
+    assert same_origin(origin_of(length(rows, 12) // 3), origin_of(length(rows, 12) // 3))
+    assert not same_origin(origin_of(length(rows, 12) // 3), origin_of(length(rows, 12) // 4))
+    assert not same_origin(Attribute("a"), Attribute("b"))
+    assert not same_origin(length(rows, 12).origin, length(axes.fresh(12, "b"), 12).origin)
+
+
+# -- sizes that must still fit -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def constraints(axes) -> Constraints:
+    return Constraints(axes)
+
+
+def demand(constraints: Constraints, number: int, rows: np.ndarray | None, size: int) -> None:
+    assert int(number) == size
+    constraints.demand(origin_of(number), rows, size, "here")
+
+
+def test_a_length_written_as_a_number_is_frozen(axes, constraints):
+    rows = axes.fresh(4, "a")
+    demand(constraints, 4, rows, 4)
+    assert all(LITERAL in reason for reason in reasons(axes, rows))
+
+
+def test_the_first_use_of_an_attribute_says_what_it_counts(axes, constraints):
+    rows, other = axes.fresh(4, "a"), axes.fresh(4, "b")
+    demand(constraints, attribute(4), rows, 4)
+    demand(constraints, attribute(4), other, 4)
+    constraints.settle()
+    assert constraints.attributes["heads"][0] is rows
+    assert same(axes, rows, other)
+    assert not axes.frozen()
+
+
+def test_heads_times_width_settle_as_a_product(axes, constraints):
+    """x.view(B, N, heads, C // heads)"""
+    flat = axes.fresh(24, "qkv")
+    channels = length(flat, 24)
+    heads, each = axes.split(flat, (4, 6), (True, True), "view")
+    demand(constraints, attribute(4), heads, 4)
+    demand(constraints, channels // attribute(4), each, 6)
+    constraints.settle()
+    assert not axes.frozen()
+    assert len(axes.atoms_in([flat])) == 10
+
+
+def test_the_residual_stream_is_tied_to_heads_if_the_code_computes_with_its_width(axes, constraints):
+    """x.view(B, N, heads, C // heads) where C is the width of another tensor."""
+    stream, flat = axes.fresh(24, "stream"), axes.fresh(24, "q")
+    heads, each = axes.split(flat, (4, 6), (True, True), "view")
+    demand(constraints, attribute(4), heads, 4)
+    demand(constraints, length(stream, 24) // attribute(4), each, 6)
+    constraints.settle()
+    assert not axes.frozen()
+    assert same(axes, stream, flat)
+
+
+def test_an_attribute_met_only_in_an_expression_is_learnt(axes, constraints):
+    """self.dim // self.heads, where nothing has the length self.dim by itself."""
+    flat = axes.fresh(24, "q")
+    heads, each = axes.split(flat, (4, 6), (True, True), "view")
+    demand(constraints, attribute(4), heads, 4)
+    demand(constraints, attribute(24, "dim") // attribute(4), each, 6)
+    constraints.settle()
+    assert not axes.frozen()
+    rows, size = constraints.attributes["dim"]
+    assert size == 24
+    assert same(axes, rows, flat)
+
+
+def test_three_times_a_width_is_three_equal_parts(axes, constraints):
+    """x.reshape(B, 3 * C) of something as wide as C says."""
+    narrow, wide = axes.fresh(4, "c"), axes.fresh(12, "3c")
+    demand(constraints, 3 * length(narrow, 4), wide, 12)
+    constraints.settle()
+    assert reasons(axes, narrow) == [None] * 4
+    for part in range(3):
+        mine = resolved(axes, wide[4 * part : 4 * part + 4])
+        assert [set(row) & set(axes.atoms_in([narrow]).tolist()) for row in mine] == [
+            set(row) for row in resolved(axes, narrow)
+        ]
+
+
+def test_slices_of_a_third_settle_on_small_axes(axes, constraints):
+    """C = x.shape[-1] // 3; q, k, v = x[:C], x[C:2C], x[2C:]: the demand may hold by accident, but not always."""
+    flat = axes.fresh(24, "qkv")
+    parts = [flat[place : place + 8] for place in (0, 8, 16)]
+    factors = [axes.split(part, (2, 4), (True, True), "view") for part in parts]
+    for part in parts[:2]:
+        demand(constraints, length(flat, 24) // 3, part, 8)
+    for heads, _ in factors:
+        demand(constraints, attribute(2), heads, 2)
+    constraints.settle()
+    assert not axes.frozen()
+    assert len(axes.atoms_in([flat])) == 6
+
+
+def test_what_cannot_be_made_to_fit_is_frozen(axes, constraints):
+    rows, other = axes.fresh(4, "a"), axes.fresh(6, "b")
+    demand(constraints, length(rows, 4) + 2, other, 6)
+    constraints.settle()
+    assert all("computed in a way that a cut would break" in reason for reason in reasons(axes, rows) + reasons(axes, other))
+
+
+def test_numbers_that_the_code_compares_stay_equal(axes, constraints):
+    rows, other = axes.fresh(4, "a"), axes.fresh(4, "b")
+    demand(constraints, attribute(4, "dim"), rows, 4)
+    constraints.equal(Attribute("dim"), Length(other, 4), "here")
+    constraints.settle()
+    assert same(axes, rows, other)
+
+
+def test_an_expression_keeps_both_sides():
+    origin = origin_of(attribute(12, "dim") // attribute(4))
+    assert isinstance(origin, Expression)
+    assert (origin.sign, origin.left, origin.right) == ("//", Attribute("dim"), Attribute("heads"))
