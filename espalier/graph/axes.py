@@ -34,6 +34,7 @@ class Axes:
         self._parts = np.full((ROOM, FACTORS), -1)
         self._block = np.zeros(ROOM, dtype=np.int64)
         self._fixed = np.zeros(ROOM, dtype=bool)  # read at roots
+        self._stuck = np.zeros(ROOM, dtype=bool)  # frozen so far; read at roots
         self._frozen: list[tuple[Array, str]] = []
         self._widest = 1  # most parts that any atom is bound to
         self._table: Array | None = None
@@ -49,6 +50,7 @@ class Axes:
             self._parts = np.concatenate([self._parts, np.full((more, FACTORS), -1)])
             self._block = np.concatenate([self._block, np.zeros(more, dtype=np.int64)])
             self._fixed = np.concatenate([self._fixed, np.zeros(more, dtype=bool)])
+            self._stuck = np.concatenate([self._stuck, np.zeros(more, dtype=bool)])
         self._block[start : self.count] = len(self.blocks)
         self.blocks.append(name)
         return np.arange(start, self.count)[:, None]
@@ -195,6 +197,8 @@ class Axes:
         """No index in ``rows`` may ever be removed."""
         if rows is not None and rows.size:
             self._frozen.append((rows, reason))
+            atoms = self.resolve(rows)
+            self._stuck[atoms[atoms >= 0]] = True
 
     def frozen(self) -> dict[int, str]:
         """Free atoms that are frozen, with the first reason."""
@@ -219,10 +223,10 @@ class Axes:
         return self._fixed[atoms] & (atoms >= 0)
 
     def _removable(self, rows: Array) -> Array:
-        """Resolved rows without the atoms that only tell indices apart."""
+        """Resolved rows without the atoms that stay anyway: frozen ones, and those that only tell indices apart."""
         rows = self.resolve(rows)
-        fixed = self.is_fixed(rows)
-        return _tidy(np.where(fixed, -1, rows)) if fixed.any() else rows
+        staying = (self._fixed[rows] | self._stuck[rows]) & (rows >= 0)
+        return _tidy(np.where(staying, -1, rows)) if staying.any() else rows
 
     # -- products ----------------------------------------------------------------------------------------------
 

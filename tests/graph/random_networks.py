@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from tests.graph import steps
+from tests.graph import steps, token_steps
 from tests.graph.steps import Network, Step
 
 PIXELS = 8
@@ -105,19 +105,19 @@ def _pool(value: Value, a: int, b: int) -> Made:
 
 
 def _fused_attention(value: Value, a: int, b: int) -> Made:
-    spelling, each = steps.FusedAttention.SPELLINGS[a % 5], 2 + b % 5
+    spelling, each = token_steps.FusedAttention.SPELLINGS[a % 5], 2 + b % 5
     own = 2 + b % 4 if spelling == "sizes" else each
-    return steps.FusedAttention(value[0], 1 + a % 4, each, own, spelling), value
+    return token_steps.FusedAttention(value[0], 1 + a % 4, each, own, spelling), value
 
 
 def _attention(value: Value, a: int, b: int) -> Made:
     scale = (None, 0.3, 0.5)[a % 3]
-    return steps.Attention(value[0], 1 + a % 4, 2 + b % 5, 2 + b % 4, scale, b % 2 > 0), value
+    return token_steps.Attention(value[0], 1 + a % 4, 2 + b % 5, 2 + b % 4, scale, b % 2 > 0), value
 
 
 def _torch_attention(value: Value, a: int, b: int) -> Made | None:
     groups = _groups(a, value[0])
-    return (steps.TorchAttention(value[0], groups, b % 2 > 0), value) if groups > 1 else None
+    return (token_steps.TorchAttention(value[0], groups, b % 2 > 0), value) if groups > 1 else None
 
 
 KINDS: dict[str, Callable[[Value, int, int], Made | None]] = {
@@ -139,12 +139,12 @@ KINDS: dict[str, Callable[[Value, int, int], Made | None]] = {
     "pool": _pool,
     "scaled": lambda v, a, b: (steps.Scaled(v[0], _width(a)), (_width(a), v[1])),
     "spatial gate": lambda v, a, b: (steps.SpatialGate(a % 2 > 0), v),
-    "mlp": lambda v, a, b: (steps.Mlp(v[0], _width(a), b % 2 > 0, b % 4 > 1), v),
-    "token mixer": lambda v, a, b: (steps.TokenMixer(v[0], v[1] ** 2, _width(a)), v) if v[1] <= 4 else None,
+    "mlp": lambda v, a, b: (token_steps.Mlp(v[0], _width(a), b % 2 > 0, b % 4 > 1), v),
+    "token mixer": lambda v, a, b: (token_steps.TokenMixer(v[0], v[1] ** 2, _width(a)), v) if v[1] <= 4 else None,
     "fused attention": _fused_attention,
     "attention": _attention,
     "torch attention": _torch_attention,
-    "channel attention": lambda v, a, b: (steps.ChannelAttention(v[0], 1 + a % 3, 2 + b % 5), v),
+    "channel attention": lambda v, a, b: (token_steps.ChannelAttention(v[0], 1 + a % 3, 2 + b % 5), v),
 }
 JOINS = ("add", "mul", "cat")
 

@@ -217,9 +217,10 @@ def test_split_across_a_border_of_a_concatenation_keeps_all_right(axes):
 def test_frozen_atoms_keep_their_first_reason(axes):
     a, b = axes.fresh(2, "a"), axes.fresh(2, "b")
     axes.freeze(a, "first")
-    axes.freeze(b, "second")
-    axes.unify(a, b, "")
-    assert reasons(axes, b) == ["first", "first"]
+    axes.freeze(a, "second")
+    axes.unify(b, a, "tied")
+    assert reasons(axes, a) == ["first", "first"]
+    assert reasons(axes, b) == ["tied", "tied"]
 
 
 def test_freezing_an_atom_later_bound_freezes_its_factors(axes):

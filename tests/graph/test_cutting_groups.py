@@ -244,7 +244,7 @@ def test_masks_of_a_live_pruner_are_cut_and_the_target_is_met(deterministic):
     total = sum(weight.numel() for weight in pruner.run.weights.values())
     zeros = sum(int((weight == 0).sum()) for weight in pruner.run.weights.values())
     assert abs(zeros - 0.75 * total) <= 0.5
-    assert report.sparsity == pytest.approx(0.75, abs=0.5 / total)
+    assert report.sparsity == pytest.approx(0.75, abs=0.51 / total)
 
 
 def test_resuming_from_a_checkpoint_after_a_cut_is_bit_equal(deterministic, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import espalier as es
 from espalier.graph import ChannelGraph, Group
+from tests.graph.oracles import assert_close, zeroed
 from tests.graph.random_networks import KINDS, PIXELS, Choice, Drawn, build, drawn
 from tests.graph.steps import Network, built_anew, integers, plain_integers
 
@@ -51,25 +52,6 @@ def assert_same(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
     assert torch.equal(one["random"], two["random"])
     for key in ("identities", "gradients", "training", "integers", "attributes", "hooks"):
         assert one[key] == two[key], key
-
-
-@torch.no_grad()
-def zeroed(net: Network, keep: Keep) -> Network:
-    """A copy in which every slice of the removed channels is zero, variances excepted. Of the graph before the cut."""
-    dense = copy.deepcopy(net)
-    tensors = dict(dense.named_parameters()) | dict(dense.named_buffers())
-    for group, channels in keep.items():
-        gone = torch.tensor(sorted(set(range(group.size)) - set(channels)))
-        for member in group.members:
-            if not member.name.endswith("running_var"):
-                where = torch.isin(member.index, gone)
-                tensors[member.name].movedim(member.dim, 0)[where] = 0
-    return dense
-
-
-def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:
-    error = (actual - expected).abs().max() / expected.abs().max().clamp_min(1e-3)
-    assert error <= 1e-5, f"{what}: off by {error:.2e} of the largest output"
 
 
 def assert_same_format(net: nn.Module, channels_last: bool) -> None:
