@@ -25,7 +25,8 @@ KEYWORDS = {
     "layer_norm": "normalized_shape",
 }
 ARGUMENT = {
-    "layer_norm": (1, "normalized_shape"), "rms_norm": (1, "normalized_shape"), "group_norm": (1, "num_groups"), "pad": (1, "pad"),
+    "layer_norm": (1, "normalized_shape"), "rms_norm": (1, "normalized_shape"), "group_norm": (1, "num_groups"),
+    "pad": (1, "pad"),
     "conv1d": (6, "groups"), "conv2d": (6, "groups"), "conv3d": (6, "groups"), "broadcast_to": (1, "size"),
     "channel_shuffle": (1, "groups"),
     "conv_transpose1d": (6, "groups"), "conv_transpose2d": (6, "groups"), "conv_transpose3d": (6, "groups"),

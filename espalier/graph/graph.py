@@ -110,7 +110,7 @@ class Term:
 
 @dataclass(eq=False)
 class Rescale:
-    """Parameters whose rows feed an attention with the default scale 1 / sqrt(width): a cut of the width is made good in them."""
+    """Parameters that compute the query of an attention scaled by 1 / sqrt(width): they make good a cut of the width."""
 
     module: str
     names: tuple[str, ...]
@@ -280,7 +280,7 @@ def _mask(group: Group, channels: Any) -> Mask:
         integral = given.ndim == 1 and given.size > 0 and np.issubdtype(given.dtype, np.integer)
         if not integral or (np.diff(given) <= 0).any() or given[0] < 0 or given[-1] >= group.size:
             raise EspalierError(
-                f"What {group.name} keeps must be sorted, distinct channel numbers below {group.size}, or {group.size} booleans."
+                f"What {group.name} keeps must be sorted, distinct channel numbers below {group.size}, or as many booleans."
             )
         mask = np.zeros(group.size, dtype=bool)
         mask[given] = True

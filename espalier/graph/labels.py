@@ -70,6 +70,7 @@ class Labels:
         self.attention: list[Attention] = []
         self.inexact: list[tuple[Array, str]] = []
         self.parameters: dict[str, Dims] = {}
+        self.faults: list[str] = []
         self.module = ""
         self.frames: list[Frame] = []
         self._names: dict[int, str] = {}

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",

@@ -33,7 +33,24 @@ def _like_the_largest(*args: Any, **_: Any) -> Tensor:
     return torch.empty_like(max(tensors, key=Tensor.numel))
 
 
-ELEMENTWISE = frozenset("add sub mul div gelu relu silu sigmoid tanh hardswish hardsigmoid hardtanh _softmax clone".split())
+ELEMENTWISE = frozenset(
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "gelu",
+        "relu",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "_softmax",
+        "clone",
+    ]
+)
 NORMS: dict[str, Callable[..., Any]] = {
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit": _batch_norm,

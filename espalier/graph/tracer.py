@@ -93,6 +93,11 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rule(labels, name, given, out)
         except LookupError:
             _unknown(labels, name, given)
+        except Exception as error:  # a fault of a rule must not stop anybody's training
+            labels.faults.append(
+                f"The rule of {name} failed in {labels.module or 'the model'} ({type(error).__name__}: {error})."
+            )
+            _unknown(labels, name, given)
         newest = labels.newest(*_tensors(given.values()))
         for result in _tensors(results) if newest else ():
             labels.put_newest(result, newest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 from espalier.graph.assemble import assemble
-from espalier.graph.graph import ChannelGraph
+from espalier.graph.axes import Rows
+from espalier.graph.graph import ChannelGraph, Group
 from espalier.graph.labels import Labels
-from espalier.graph.replica import as_call, named_tensors, quiet, replica, tensors_in
+from espalier.graph.replica import Inputs, as_call, named_tensors, quiet, replica, tensors_in
 from espalier.graph.tracer import run
-from espalier.graph.trial import freeze_what_breaks
+from espalier.graph.trial import Trial, freeze_what_breaks
 from espalier.wrappers import unwrap
 
 
@@ -40,8 +42,8 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True) -> Chann
         >>> graph = es.trace(net, torch.zeros(1, 3, 8, 8))
         >>> [(group.name, group.size) for group in graph.groups]
         [('0', 8)]
-        >>> [(member.name, member.dim) for member in graph.groups[0].members]
-        [('0.weight', 0), ('0.bias', 0), ('1.weight', 0), ('1.bias', 0), ('1.running_mean', 0), ('1.running_var', 0), ('3.weight', 1)]
+        >>> [member.name for member in graph.groups[0].members]
+        ['0.weight', '0.bias', '1.weight', '1.bias', '3.weight', '1.running_mean', '1.running_var']
         >>> graph.frozen[-1].reason
         "reaches the model's output"
     """
@@ -49,89 +51,87 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True) -> Chann
         raise EspalierError(f"trace takes a torch.nn.Module and example inputs, not {type(model).__name__}.")
     model = unwrap(model)
     args, kwargs = as_call(example_inputs)
-    _check_inputs(model, args, kwargs)
     with quiet():
-        labels, notes, meta = _label(model, args, kwargs)
+        done = _label(model, args, kwargs)
+        labels = done.labels
         labels.constraints.settle()
-        graph = assemble(labels, dict(named_tensors(model)), frozenset(name for name, _ in model.named_buffers()))
-        graph.notes = notes
+        tensors, buffers = dict(named_tensors(model)), frozenset(name for name, _ in model.named_buffers())
+        graph = assemble(labels, tensors, buffers)
         if check and graph.groups:
-            broken = freeze_what_breaks(model, args, kwargs, graph, meta=meta)
-            if broken:
-                for group, reason in broken.items():
-                    labels.axes.freeze(_rows_of(labels, group), reason)
-                graph = assemble(labels, graph_tensors(model), graph.buffers)
-                graph.notes = notes
+            broken = freeze_what_breaks(Trial(model, done.inputs, graph, done.shapes, done.model, meta=done.meta))
+            for group, reason in broken.items():
+                labels.axes.freeze(_rows_of(labels, group), reason)
+            graph = assemble(labels, tensors, buffers) if broken else graph
+    graph.notes = done.notes
     return graph
 
 
-def graph_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    return dict(named_tensors(model))
+def _rows_of(labels: Labels, group: Group) -> Rows:
+    member = group.members[0]
+    rows = labels.parameters[member.name][member.dim]
+    return None if rows is None else rows[member.index.numpy() >= 0]
 
 
-def _rows_of(labels: Labels, group: Any) -> Any:
-    import numpy as np
+@dataclass
+class _Done:
+    """A stand-in and what its passes told."""
 
-    for member in group.members:
-        rows = labels.parameters[member.name][member.dim]
-        if rows is not None:
-            return rows[np.asarray(member.index) >= 0]
-    return None
+    model: nn.Module
+    inputs: Inputs
+    meta: bool
+    labels: Labels = field(default_factory=Labels)
+    notes: list[str] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
 
 
-def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    given = list(tensors_in([args, kwargs]))
-    if not given:
+def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Done:
+    """Labels of both passes: on meta if that works, else with values."""
+    if not any(True for _ in tensors_in([args, kwargs])):
         raise EspalierError(
             "There is no tensor in example_inputs: give what the model's forward takes, such as torch.zeros(1, 3, 224, 224)."
         )
-
-
-def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Labels, list[str], bool]:
-    """Labels of both passes: on meta if that works, else with values."""
-    first: Exception | None = None
-    for meta in (True, False):
-        labels, notes = Labels(), [] if first is None else [f"Run with values, since without them: {_first_line(first)}"]
-        stand_in = replica(model, meta=meta)
-        inputs = _on_meta((args, kwargs)) if meta else (args, kwargs)
+    on_meta: Inputs = torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), (args, kwargs))
+    try:
+        return _both_passes(_Done(replica(model, meta=True), on_meta, True))
+    except EspalierError:
+        raise
+    except Exception as first:
+        done = _Done(replica(model, meta=False), (args, kwargs), False)
+        done.notes.append(f"Run with values, since without them: {_first_line(first)}")
         try:
-            _pass(stand_in.eval(), inputs, labels, meta=meta)
+            return _both_passes(done)
         except EspalierError:
             raise
         except Exception as error:
-            if not meta:
-                raise EspalierError(
-                    f"The {type(model).__name__} does not run on these example inputs ({type(error).__name__}: "
-                    f"{_first_line(error)}); give inputs that its forward takes."
-                ) from (first or error)
-            first = error
-            continue
-        try:
-            _pass(stand_in.train(), inputs, labels, meta=meta, again=True)
-        except Exception as error:
-            notes.append(
-                f"In training mode the model does not run on these inputs ({_first_line(error)}): traced in evaluation mode."
-            )
-        return labels, notes, meta
-    raise AssertionError
+            raise EspalierError(
+                f"The {type(model).__name__} does not run on these example inputs ({type(error).__name__}: "
+                f"{_first_line(error)}); give inputs that its forward takes."
+            ) from first
 
 
-def _pass(model: nn.Module, inputs: Any, labels: Labels, *, meta: bool, again: bool = False) -> None:
-    work, activations = len(labels.work), len(labels.activations)
-    labels.adopt(named_tensors(model))
+def _both_passes(done: _Done) -> _Done:
+    done.model.eval()
+    done.shapes = _pass(done)
+    costs = len(done.labels.work), len(done.labels.activations)
     try:
-        out = run(model, inputs, labels, meta=meta)
-        for tensor in tensors_in(out):
-            for rows in labels.of(tensor):
-                labels.axes.freeze(rows, "reaches the model's output")
-    finally:
-        if again:  # costs are those of inference
-            del labels.work[work:], labels.activations[activations:]
+        done.model.train()
+        _pass(done)
+    except Exception as error:
+        done.notes.append(
+            f"In training mode the model does not run on these inputs ({_first_line(error)}): traced in evaluation mode."
+        )
+    del done.labels.work[costs[0] :], done.labels.activations[costs[1] :]  # costs are those of inference
+    done.notes += done.labels.faults
+    return done
 
 
-def _on_meta(value: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), value)
+def _pass(done: _Done) -> list[torch.Size]:
+    done.labels.adopt(named_tensors(done.model))
+    out = list(tensors_in(run(done.model, done.inputs, done.labels, meta=done.meta)))
+    for tensor in out:
+        for rows in done.labels.of(tensor):
+            done.labels.axes.freeze(rows, "reaches the model's output")
+    return [tensor.shape for tensor in out]
 
 
 def _first_line(error: Exception) -> str:

@@ -4,41 +4,53 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from espalier.graph.graph import ChannelGraph, Group, Mask
-from espalier.graph.replica import replica, tensors_in
+from espalier.graph.replica import Inputs, replica, tensors_in
 from espalier.graph.shortcuts import OnMeta
 
 MOST_TRIALS = 60
 
 
-def freeze_what_breaks(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], graph: ChannelGraph, *, meta: bool
-) -> dict[Group, str]:
+def freeze_what_breaks(trial: Trial) -> dict[Group, str]:
     """Groups that cannot be cut after all, with the reason; found by halving if the cut of all groups fails."""
-    trial = _Trial(model, args, kwargs, graph, meta)
-    broken: dict[Group, str] = {}
-    _halve(trial, list(range(len(graph.groups))), broken)
-    left = [number for number, group in enumerate(graph.groups) if group not in broken]
+    groups, broken = trial.graph.groups, dict[Group, str]()
+    _halve(trial, list(range(len(groups))), broken)
+    left = [number for number, group in enumerate(groups) if group not in broken]
     if broken and left and (error := trial.error(left)) is not None:  # together they break, each alone does not
         _halve(trial, left, broken, tried=error)
     return broken
 
 
-class _Trial:
-    def __init__(self, model: nn.Module, args: Any, kwargs: Any, graph: ChannelGraph, meta: bool) -> None:
-        self.model, self.graph, self.meta, self.count = model, graph, meta, 0
-        self.inputs = (
-            torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, kwargs))
-            if meta
-            else (args, kwargs)
-        )
-        self.shapes = self._shapes([None] * len(graph.groups))
+class Trial:
+    """Cuts of stand-ins.
+
+    Args:
+        model: the user's.
+        inputs: positional and keyword arguments, on meta if the stand-ins are.
+        graph: its groups are cut.
+        shapes: of the model's outputs; a cut must not change them.
+        stand_in: one that may be used up.
+        meta: whether stand-ins are on meta.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        graph: ChannelGraph,
+        shapes: list[torch.Size],
+        stand_in: nn.Module,
+        *,
+        meta: bool,
+    ) -> None:
+        self.model, self.inputs, self.graph, self.shapes, self.meta = model, inputs, graph, shapes, meta
+        self.count = 0
+        self._stand_in: nn.Module | None = stand_in
 
     def error(self, numbers: Sequence[int]) -> str | None:
         """What goes wrong when these groups are cut, each by a different share."""
@@ -49,21 +61,26 @@ class _Trial:
             mask = np.ones(size, dtype=bool)
             mask[generator.permutation(size)[: max(1, min(size - 1, size // 3 + number % max(2, size // 4)))]] = False
             kept[number] = mask
+        used = self._stand_in is not None
         try:
             shapes = self._shapes(kept)
         except Exception as error:
-            return f"a trial cut broke the forward pass: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}"
+            if used:  # it may remember tensors of the old shapes
+                return self.error(numbers)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return f"a trial cut broke the forward pass: {lines[0][:160]}"
         return None if shapes == self.shapes else "a trial cut changed the shape of the model's output"
 
     def _shapes(self, kept: list[Mask | None]) -> list[torch.Size]:
         self.count += 1
-        stand_in = replica(self.model, meta=self.meta).eval()
+        stand_in = (self._stand_in or replica(self.model, meta=self.meta)).eval()
+        self._stand_in = None
         apply(stand_in, self.graph, kept)
         with OnMeta() if self.meta else contextlib.nullcontext():  # type: ignore[no-untyped-call]
             return [tensor.shape for tensor in tensors_in(stand_in(*self.inputs[0], **self.inputs[1]))]
 
 
-def _halve(trial: _Trial, numbers: list[int], broken: dict[Group, str], tried: str | None = None) -> None:
+def _halve(trial: Trial, numbers: list[int], broken: dict[Group, str], tried: str | None = None) -> None:
     error = tried or trial.error(numbers)
     if error is None:
         return

@@ -90,7 +90,8 @@ def _described(module: nn.Module, shapes: Mapping[str, Shape], known: Mapping[st
     if isinstance(module, nn.Linear) and weight:
         return {"out_features": weight[0], "in_features": weight[1]}
     if isinstance(module, nn.modules.batchnorm._NormBase):
-        return {"num_features": shape[0] for shape in (weight, shapes.get("running_mean", ())) if shape}
+        channels = weight or shapes.get("running_mean", ())
+        return {"num_features": channels[0]} if channels else {}
     if isinstance(module, nn.GroupNorm) and weight:
         return {"num_channels": weight[0]}
     if isinstance(module, nn.LayerNorm) and weight:

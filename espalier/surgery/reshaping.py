@@ -69,7 +69,7 @@ def uninstall(model: nn.Module) -> None:
 def bind(
     model: nn.Module, optimizers: Sequence[Optimizer], followers: Sequence[nn.Module], passenger: Passenger | None = None
 ) -> None:
-    """Name what has to be reshaped along when this very model (no copy of it) is cut or loads other shapes. Keeps nothing alive."""
+    """Name what is reshaped along when this very model (no copy of it) is cut or loads other shapes. Keeps nothing alive."""
     _bound[model] = Bound(
         [weakref.ref(o) for o in optimizers],
         [weakref.ref(f) for f in followers],

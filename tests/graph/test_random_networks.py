@@ -74,7 +74,7 @@ def check_cut(net: Network, keep: Keep, x: Tensor, channels_last: bool) -> None:
         found = net(x)
         if expected is not None:
             assert_close(found, expected.detach(), "zeroed slices")
-        native = built_anew(net)
+        native = built_anew(net).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         assert_close(found, native(x), "built narrow")
     assert integers(net) == integers(native)
     assert plain_integers(net)

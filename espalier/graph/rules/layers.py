@@ -16,7 +16,7 @@ from espalier.graph.rules.registry import Arguments, rule
 
 @rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
 def convolution(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
-    """Input (B, I, ...), weight (O, I / groups, ...), or (I, O / groups, ...) if transposed; groups are an axis of their own."""
+    """Input (B, I, ...), weight (O, I / groups, ...), transposed (I, O / groups, ...); groups are an axis of their own."""
     x, weight, bias, groups = given["input"], given["weight"], given["bias"], given["groups"]
     kernel = labels.of(weight)
     for rows in kernel[2:]:
@@ -52,7 +52,7 @@ def _untouched(labels: Labels, given: Arguments, x: Tensor, dim: int) -> Rows:
 def _grouped(
     labels: Labels, op: str, source: Rows, many: Rows, few: Rows, sizes: tuple[int, int], given: Arguments, width: int
 ) -> Rows:
-    """Channels are (group, channel in group) on both sides; the weight lists those of all groups on one side, of one on the other."""
+    """Channels are (group, channel in group); the weight lists those of all groups on one side, of one on the other."""
     groups = given["groups"]
     frame = labels.frame
     number = frame.sizes[0] if frame is not None and frame.name.startswith("conv") and frame.sizes else groups
@@ -74,7 +74,8 @@ def _grouped(
 
 
 @rule(
-    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
     "_batch_norm_with_update", "_batch_norm_no_update", "_native_batch_norm_legit_functional", "batch_norm",
 )  # fmt: skip
 def batch_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
@@ -117,7 +118,7 @@ def layer_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
 
 @rule("native_group_norm", "group_norm")
 def group_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
-    """Channels are (group, channel in group), normalised within groups: groups leave as a whole, or all lose the same places."""
+    """Channels are (group, channel in group): groups leave as a whole, or all lose the same places."""
     x = given["input"]
     groups = given.get("group", given.get("num_groups"))
     channels = labels.of(x)[1]

@@ -27,7 +27,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def find(name: str, tags: object) -> Rule | None:
-    """The rule of an operation: by name, by its name without the underscore of in-place operations, or as an elementwise one."""
+    """The rule of an operation: by name, by name without the underscore of in-place operations, or as an elementwise one."""
     found = _rules.get(name) or _rules.get(name.removesuffix("_"))
     if found is None and torch.Tag.pointwise in tags:  # type: ignore[operator]
         return _rules["elementwise"]
