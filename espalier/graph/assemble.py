@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier.graph.axes import Array, Rows
 from espalier.graph.graph import ChannelGraph, Dim, Group, Mask, Rescale, Term
 from espalier.graph.labels import KERNEL, Attention, Labels, Product
+from espalier.graph.rows import Array, Rows
 
 
 def assemble(labels: Labels, tensors: Mapping[str, Tensor], buffers: frozenset[str]) -> ChannelGraph:

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.int64]
-Rows = Array | None
+from espalier.graph.rows import Array, Rows, crossed, merge, stack, tidy
 
 MANY = 4096
 ROOM = 16384  # atoms to begin with
@@ -75,7 +74,7 @@ class Axes:
                 return rows
             expanded = np.where(bound[..., None], parts, -1)
             expanded[..., 0] = np.where(bound, parts[..., 0], rows)
-            rows = _tidy(self._find(expanded.reshape(len(rows), -1)))
+            rows = tidy(self._find(expanded.reshape(len(rows), -1)))
 
     def _resolve_many(self, rows: Array) -> Array:
         """Long rows repeat few atoms: resolve each of those once."""
@@ -86,7 +85,7 @@ class Axes:
         found = np.concatenate([found, np.full((1, found.shape[1]), -1)])
         wide: Array = found[place[rows]].reshape(len(rows), -1)
         if rows.shape[1] > 1:
-            return _tidy(wide)
+            return tidy(wide)
         return wide[:, : max(1, int((wide >= 0).any(0).sum()))]  # left-justified, so empty columns are last
 
     def _listed(self, rows: Array) -> Array:
@@ -226,7 +225,7 @@ class Axes:
         """Resolved rows without the atoms that stay anyway: frozen ones, and those that only tell indices apart."""
         rows = self.resolve(rows)
         staying = (self._fixed[rows] | self._stuck[rows]) & (rows >= 0)
-        return _tidy(np.where(staying, -1, rows)) if staying.any() else rows
+        return tidy(np.where(staying, -1, rows)) if staying.any() else rows
 
     # -- products ----------------------------------------------------------------------------------------------
 
@@ -244,7 +243,7 @@ class Axes:
         if sizes[1] == 1:
             return rows, None
         grid = self.resolve(rows).reshape(*sizes, -1)
-        if not all(free) and self.is_fixed(grid).any() and _crossed(grid):
+        if not all(free) and self.is_fixed(grid).any() and crossed(grid):
             grid = self._tied(grid, free)  # told apart already: shuffles in a row would pile up factors
         outer: list[Array] = []
         inner: list[Array] = []
@@ -293,50 +292,5 @@ class Axes:
     def _stacked(self, columns: Sequence[Array]) -> Rows:
         if not columns:
             return None
-        rows = self.resolve(_tidy(np.stack(columns, axis=1)))
+        rows = self.resolve(tidy(np.stack(columns, axis=1)))
         return rows if (rows >= 0).any() else None
-
-
-def _crossed(grid: Array) -> bool:
-    """Whether some factor of a grid belongs neither to its rows nor to its columns alone."""
-    columns = np.moveaxis(grid, -1, 0)
-    return any(not (c == c[:, :1]).all() and not (c == c[:1]).all() for c in columns)
-
-
-def merge(factors: Sequence[tuple[Rows, int]]) -> Rows:
-    """Rows of the flattened product of dimensions, given as (rows, length)."""
-    sizes = [size for _, size in factors]
-    total = int(np.prod(sizes))
-    columns: list[Array] = []
-    for place, (rows, size) in enumerate(factors):
-        if rows is not None:
-            inner = int(np.prod(sizes[place + 1 :]))
-            columns.append(np.tile(np.repeat(rows, inner, axis=0), (total // (size * inner), 1)))
-    return np.concatenate(columns, axis=1) if columns else None
-
-
-def stack(parts: Sequence[tuple[Rows, int]]) -> Rows:
-    """Rows of a concatenation of dimensions, given as (rows, length)."""
-    if all(rows is None for rows, _ in parts):
-        return None
-    width = max(rows.shape[1] for rows, _ in parts if rows is not None)
-    return np.concatenate([_widened(rows, size, width) for rows, size in parts])
-
-
-def _widened(rows: Rows, size: int, width: int) -> Array:
-    if rows is None:
-        return np.full((size, width), -1)
-    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
-
-
-def _tidy(rows: Array) -> Array:
-    """Without repeats in a row, and padding at the end."""
-    for column in range(1, rows.shape[1]):
-        repeated = (rows[:, :column] == rows[:, column : column + 1]).any(1)
-        if repeated.any():
-            rows[repeated, column] = -1
-    if (rows < 0).any():
-        rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
-        used = max(1, int((rows >= 0).sum(1).max(initial=0)))
-        rows = rows[:, :used]
-    return rows

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.graph.axes import Axes, Rows, merge, stack
+from espalier.graph.axes import Axes
 from espalier.graph.integers import Attribute, Expression, Length, Origin
+from espalier.graph.rows import Rows, merge, stack
 
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv}
 FEW, TRIES, SMALL = 3, 16, 128  # lengths of short dimensions agree by chance more often

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from espalier.graph.axes import merge
 from espalier.graph.labels import Attention, Frame, Labels
+from espalier.graph.rows import merge
 
 SIZED = {"view": 1, "reshape": 1, "expand": 1, "repeat": 1, "new_zeros": 1, "new_ones": 1, "new_empty": 1, "new_full": 1}
 MADE = {"zeros", "ones", "empty", "rand", "randn", "full"}

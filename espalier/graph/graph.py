@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.errors import EspalierError
-from espalier.graph.axes import Array
 from espalier.graph.extent import Extent, Work
+from espalier.graph.rows import Array
 
 Mask = NDArray[np.bool_]
 Place = tuple[str, int]

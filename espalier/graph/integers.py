@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from espalier.graph.axes import Rows
+from espalier.graph.rows import Rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier.graph.axes import Array, Axes, Rows, merge
+from espalier.graph.axes import Axes
 from espalier.graph.constraints import Constraints
 from espalier.graph.integers import Traced, may_change, origin_of, plain
+from espalier.graph.rows import Array, Rows, merge
 
 Dims = list[Rows]
 

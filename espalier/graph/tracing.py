@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 from espalier.graph.assemble import assemble
-from espalier.graph.axes import Rows
 from espalier.graph.graph import ChannelGraph, Group
 from espalier.graph.labels import Labels
 from espalier.graph.replica import Inputs, as_call, named_tensors, quiet, replica, tensors_in
+from espalier.graph.rows import Rows
 from espalier.graph.tracer import run
 from espalier.graph.trial import Trial, freeze_what_breaks
 from espalier.wrappers import unwrap

@@ -9,9 +9,10 @@ import pickle
 import numpy as np
 import pytest
 
-from espalier.graph.axes import FACTORS, Axes, merge, stack
+from espalier.graph.axes import FACTORS, Axes
 from espalier.graph.constraints import LITERAL, Constraints
 from espalier.graph.integers import Attribute, Expression, Length, Traced, may_change, origin_of, plain, same_origin
+from espalier.graph.rows import merge, stack
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from espalier.graph.axes import stack
 from espalier.graph.labels import Dims, Labels, Source
+from espalier.graph.rows import stack
 from espalier.graph.rules.registry import Arguments, rule
 
 

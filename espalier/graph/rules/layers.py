@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from espalier.graph.axes import Rows
 from espalier.graph.integers import may_change
 from espalier.graph.labels import KERNEL, Labels
+from espalier.graph.rows import Rows
 from espalier.graph.rules.matmul import layer
 from espalier.graph.rules.registry import Arguments, rule
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from espalier.graph.axes import Rows
 from espalier.graph.labels import Labels, Source
+from espalier.graph.rows import Rows
 from espalier.graph.rules.registry import Arguments, rule
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from espalier.graph.axes import Array, Rows, stack
 from espalier.graph.integers import Traced, may_change, origin_of, plain, same_origin
 from espalier.graph.labels import Dims, Labels
+from espalier.graph.rows import Array, Rows, stack
 from espalier.graph.rules.registry import Arguments, rule
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from espalier.graph.axes import Rows, merge
 from espalier.graph.constraints import LITERAL
 from espalier.graph.integers import Length, Traced, may_change, plain
 from espalier.graph.labels import Dims, Labels, written
+from espalier.graph.rows import Rows, merge
 from espalier.graph.rules.registry import Arguments, rule
 
 VIEWS = ("view", "reshape", "unflatten")

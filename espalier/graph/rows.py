@@ -1,0 +1,56 @@
+"""Rows: what a dimension is made of, index by index; see ``axes.py``. Here are the operations that need to know no atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.int64]
+Rows = Array | None
+
+
+def crossed(grid: Array) -> bool:
+    """Whether some factor of a grid belongs neither to its rows nor to its columns alone."""
+    columns = np.moveaxis(grid, -1, 0)
+    return any(not (c == c[:, :1]).all() and not (c == c[:1]).all() for c in columns)
+
+
+def merge(factors: Sequence[tuple[Rows, int]]) -> Rows:
+    """Rows of the flattened product of dimensions, given as (rows, length)."""
+    sizes = [size for _, size in factors]
+    total = int(np.prod(sizes))
+    columns: list[Array] = []
+    for place, (rows, size) in enumerate(factors):
+        if rows is not None:
+            inner = int(np.prod(sizes[place + 1 :]))
+            columns.append(np.tile(np.repeat(rows, inner, axis=0), (total // (size * inner), 1)))
+    return np.concatenate(columns, axis=1) if columns else None
+
+
+def stack(parts: Sequence[tuple[Rows, int]]) -> Rows:
+    """Rows of a concatenation of dimensions, given as (rows, length)."""
+    if all(rows is None for rows, _ in parts):
+        return None
+    width = max(rows.shape[1] for rows, _ in parts if rows is not None)
+    return np.concatenate([_widened(rows, size, width) for rows, size in parts])
+
+
+def _widened(rows: Rows, size: int, width: int) -> Array:
+    if rows is None:
+        return np.full((size, width), -1)
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
+
+
+def tidy(rows: Array) -> Array:
+    """Without repeats in a row, and padding at the end."""
+    for column in range(1, rows.shape[1]):
+        repeated = (rows[:, :column] == rows[:, column : column + 1]).any(1)
+        if repeated.any():
+            rows[repeated, column] = -1
+    if (rows < 0).any():
+        rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
+        used = max(1, int((rows >= 0).sum(1).max(initial=0)))
+        rows = rows[:, :used]
+    return rows
