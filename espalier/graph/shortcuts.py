@@ -34,22 +34,8 @@ def _like_the_largest(*args: Any, **_: Any) -> Tensor:
 
 
 ELEMENTWISE = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "gelu",
-        "relu",
-        "silu",
-        "sigmoid",
-        "tanh",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "_softmax",
-        "clone",
-    ]
+    {"add", "sub", "mul", "div", "gelu", "relu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "clone"}
+    | {"_softmax", "_safe_softmax"}
 )
 NORMS: dict[str, Callable[..., Any]] = {
     "native_batch_norm": _batch_norm,
