@@ -90,7 +90,7 @@ def main() -> None:
         parser.error(f"not on the list: {', '.join(sorted(unknown))}")
     with (FOLDER / f"{arguments.side}.jsonl").open("a") as file:
         for key in arguments.only or keys:
-            if key in done:
+            if done.get(key, {}).get("stage", "start") != "start":  # what died before it began is tried again
                 continue
             row = SIDES[arguments.side](key, arguments.python, arguments.untimed)
             file.write(json.dumps(row) + "\n")

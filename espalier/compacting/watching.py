@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # semi-public: docum
 
 from espalier.compacting.readings import Reading, of_convolution, of_product
 from espalier.compacting.varying import Arguments, Varying, is_known, spread
-from espalier.graph.replica import named_tensors, quiet, tensors_in
+from espalier.graph.operands import arguments_of, tensors_among
+from espalier.graph.replica import quiet, tensors_in
 
 CONVOLUTIONS = frozenset({"convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"})
 PRODUCTS = {"mm": ("self", "mat2"), "addmm": ("mat1", "mat2"), "bmm": ("self", "mat2"), "baddbmm": ("batch1", "batch2")}
@@ -49,8 +49,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
-            given = _arguments(func, args, kwargs)
-            tensors = list(_tensors(given.values()))
+            given = arguments_of(func, args, kwargs)
+            tensors = list(tensors_among(given.values()))
             name = func.overloadpacket.__name__
             self._look_after(name, given, tensors)
             reading = self._read(name, given)
@@ -66,7 +66,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.varying.own(tensors[0]).fill_(1.0)
                 vague = True
             out = func(*args, **kwargs)
-            results = list(_tensors([out]))
+            results = list(tensors_among([out]))
             self._mark(func, given, results, masks, vague)
             self._trace_back(name, tensors, results)
             if reading is not None:
@@ -175,23 +175,3 @@ def _aligned(mask: Tensor, tensor: Tensor) -> Tensor:
     if mask.stride() == tensor.stride():
         return mask
     return torch.empty_like(tensor, dtype=torch.float32).copy_(mask)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)
-
-
-@functools.cache
-def _defaults(func: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in func._schema.arguments)
-
-
-def _arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    given = dict(_defaults(func))
-    given.update(zip(given, args, strict=False))
-    given.update(kwargs)
-    return given

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from espalier.graph import rules
 from espalier.graph.functions import REPLACED, attention, frame_of
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
+from espalier.graph.operands import arguments_of, tensors_among
 from espalier.graph.shortcuts import run_on_meta
 
 
@@ -75,7 +76,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
             out = self._run(func, args, kwargs)
-            self._label(func, _arguments(func, args, kwargs), out)
+            self._label(func, arguments_of(func, args, kwargs), out)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -98,8 +99,8 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"The rule of {name} failed in {labels.module or 'the model'} ({type(error).__name__}: {error})."
             )
             _unknown(labels, name, given)
-        newest = labels.newest(*_tensors(given.values()))
-        for result in _tensors(results) if newest else ():
+        newest = labels.newest(*tensors_among(given.values()))
+        for result in tensors_among(results) if newest else ():
             labels.put_newest(result, newest)
         if not func._schema.is_mutable and not any(result.alias_info for result in func._schema.returns):
             for result in results:
@@ -109,29 +110,9 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _unknown(labels: Labels, name: str, given: dict[str, Any]) -> None:
-    for tensor in _tensors(given.values()):
+    for tensor in tensors_among(given.values()):
         for rows in labels.of(tensor):
             labels.freeze(rows, f"passes through {name}, for which there is no rule")
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Those in the arguments or results of an operation, also in lists."""
-    for value in values:
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, Tensor):
-                yield item
-
-
-@functools.cache
-def _parameters(func: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in func._schema.arguments)
-
-
-def _arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    given = dict(_parameters(func))
-    given.update(zip(given, args, strict=False))
-    given.update(kwargs)
-    return given
 
 
 @contextlib.contextmanager

@@ -1,0 +1,31 @@
+"""What an operation was called with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an ATen operation by name, defaults included."""
+    given = dict(_defaults(func))
+    given.update(zip(given, args, strict=False))
+    given.update(kwargs)
+    return given
+
+
+@functools.cache
+def _defaults(func: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in func._schema.arguments)
+
+
+def tensors_among(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those in the arguments or results of an operation, also in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from tensors_among(value)
