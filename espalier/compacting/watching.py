@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # semi-public: docum
 from espalier.compacting.readings import Reading, of_convolution, of_product
 from espalier.compacting.varying import Arguments, Varying, is_known, spread
 from espalier.graph.operands import arguments_of, tensors_among
-from espalier.graph.replica import quiet, tensors_in
+from espalier.graph.replica import named_tensors, quiet, tensors_in
 
 CONVOLUTIONS = frozenset({"convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"})
 PRODUCTS = {"mm": ("self", "mat2"), "addmm": ("mat1", "mat2"), "bmm": ("self", "mat2"), "baddbmm": ("batch1", "batch2")}
