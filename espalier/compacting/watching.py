@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode  # semi-public: documented, used by torch's own FlopCounterMode
 
 from espalier.compacting.readings import Reading, of_convolution, of_product
 from espalier.compacting.varying import Arguments, Varying, is_known, spread
+from espalier.graph.modes import TorchDispatchMode, without_functions
 from espalier.graph.operands import arguments_of, tensors_among
 from espalier.graph.replica import named_tensors, quiet, tensors_in
 
@@ -48,7 +48,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():
+        with without_functions():
             given = arguments_of(func, args, kwargs)
             tensors = list(tensors_among(given.values()))
             name = func.overloadpacket.__name__

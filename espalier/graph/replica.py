@@ -98,3 +98,14 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
         inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list | set) else None
         for item in vars(value).values() if inside is None and hasattr(value, "__dict__") else inside or ():
             yield from tensors_in(item, seen)
+
+
+def on_meta(value: Any) -> Any:
+    """The same nest of dicts and sequences, with every tensor on the meta device; other objects stay as they are."""
+    if isinstance(value, Tensor):
+        return value.detach().to("meta")
+    if isinstance(value, dict):
+        return type(value)((key, on_meta(item)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(on_meta, value))
+    return type(value)(map(on_meta, value)) if isinstance(value, tuple | list) else value

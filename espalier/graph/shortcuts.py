@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode  # semi-public: documented, used by torch's own FlopCounterMode
+
+from espalier.graph.modes import TorchDispatchMode
 
 
 def _batch_norm(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode  # semi-public: documented, used by torch's own FlopCounterMode
 
 from espalier.graph import rules
 from espalier.graph.functions import REPLACED, attention, frame_of
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
+from espalier.graph.modes import TorchDispatchMode, without_functions
 from espalier.graph.operands import arguments_of, tensors_among
 from espalier.graph.shortcuts import run_on_meta
 
@@ -74,7 +74,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():
+        with without_functions():
             out = self._run(func, args, kwargs)
             self._label(func, arguments_of(func, args, kwargs), out)
         return out

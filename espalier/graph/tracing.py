@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from espalier.errors import EspalierError
 from espalier.graph.assemble import assemble
 from espalier.graph.graph import ChannelGraph, Group
 from espalier.graph.labels import Labels
-from espalier.graph.replica import Inputs, as_call, named_tensors, quiet, replica, tensors_in
+from espalier.graph.replica import Inputs, as_call, named_tensors, on_meta, quiet, replica, tensors_in
 from espalier.graph.rows import Rows
 from espalier.graph.tracer import run
 from espalier.graph.trial import Trial, freeze_what_breaks
@@ -90,9 +90,8 @@ def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _
         raise EspalierError(
             "There is no tensor in example_inputs: give what the model's forward takes, such as torch.zeros(1, 3, 224, 224)."
         )
-    on_meta: Inputs = torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), (args, kwargs))
     try:
-        return _both_passes(_Done(replica(model, meta=True), on_meta, True))
+        return _both_passes(_Done(replica(model, meta=True), on_meta((args, kwargs)), True))
     except EspalierError:
         raise
     except Exception as first:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import espalier as es
+from espalier.distributed import DistributedDataParallel
 from espalier.errors import EspalierError
 from espalier.recipes.optim import LRCurve, build_optimizer
 from espalier.recipes.processes import Processes
