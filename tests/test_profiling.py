@@ -141,6 +141,9 @@ def test_compiled_models_are_measured_as_they_are():
         (nn.ReLU(), torch.tensor(1.0), {}, "need a batch dimension"),
         (nn.Linear(3, 3), torch.ones(2, 3), {"threads": 0}, "threads"),
         (nn.Linear(3, 3), "x", {}, "got a str"),
+        ("resnet20", torch.ones(2, 3), {}, "measures torch.nn.Modules; got str"),
+        (nn.Linear(3, 3), torch.ones(2, 3), {"against": "resnet20"}, "measures torch.nn.Modules; got str"),
+        (nn.Linear(3, 3), torch.ones(2, 3), {"batches": 4}, "batches is a list"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(model, inputs, options, words):

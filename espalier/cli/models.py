@@ -41,6 +41,7 @@ def model_named(text: str, *, classes: int = 1000, in_channels: int = 3) -> nn.M
     from espalier.rebuild import build
 
     if (path := _file(text)) is not None:
+        builder_named(text)  # refuses a file that does not say
         return es.load(path).eval()
     return build(builder_named(text, classes=classes, in_channels=in_channels)).eval()
 
@@ -62,7 +63,7 @@ def builder_named(text: str, *, classes: int = 1000, in_channels: int = 3) -> Bu
     if (path := _file(text)) is not None:
         recorded = read_builder(path)
         if recorded is None:
-            raise EspalierError(f"{text!r} does not say how its model is built: save it with builder=...")
+            raise EspalierError(f"{text!r} does not say how its model is built: save it by es.save(model, path, builder=...).")
         return recorded
     zoo, _, name = text.replace(":", "/", 1).partition("/")
     if not (zoo in ZOOS and name) and text not in MODELS:
@@ -107,7 +108,11 @@ def read_shape(text: str, option: str = "--input") -> tuple[int, ...]:
 
 def example_input(shape: tuple[int, ...], batch: int = 1, seed: int = 0) -> Tensor:
     """Random inputs (batch, *shape), the same ones in every run."""
-    numbers = torch.rand(batch * math.prod(shape), generator=torch.Generator().manual_seed(seed))
+    try:
+        numbers = torch.rand(batch * math.prod(shape), generator=torch.Generator().manual_seed(seed))
+    except RuntimeError:
+        size = " x ".join(map(str, (batch, *shape)))
+        raise EspalierError(f"Inputs of {size} do not fit into memory: give a smaller --input or batch.") from None
     return numbers.view(batch, *shape)
 
 

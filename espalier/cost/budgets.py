@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,17 @@ from espalier.cost.costs import short
 from espalier.cost.evaluation import Compiled
 from espalier.cost.form import Floats
 from espalier.errors import EspalierError
+
+
+def is_number(given: object) -> TypeGuard[float]:
+    """Whether it is a whole or real number, of Python or numpy; True and False are none."""
+    return isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
+
+
+def check_share(name: str, share: object) -> None:
+    """Refuse what is no number from 0 to 1."""
+    if not is_number(share) or not 0 <= share <= 1:
+        raise EspalierError(f"{name} is a share between 0 and 1, not {share!r}.")
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,7 @@ class Budget:
         ):
             if share is None:
                 continue
-            if not 0 <= share <= 1:
-                raise EspalierError(f"{name} is a share between 0 and 1, not {share!r}.")
+            check_share(name, share)
             now = float(measure(found.sizes))
             most = now - round(now * share) if name == "prune_channels" else now * share
             self.limits.append(Limit(f"{name}={share:g}", unit, measure, most * (1 + 1e-12), now))
@@ -76,7 +87,7 @@ class Budget:
         ):
             if given is None:
                 continue
-            if not given > 0:
+            if not is_number(given) or not given > 0:
                 raise EspalierError(f"{name} is a number of {unit} above 0, not {given!r}.")
             self.limits.append(Limit(f"{name}={given:g}", unit, measure, float(given), float(measure(found.sizes))))
         if not self.limits:

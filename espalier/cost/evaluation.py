@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -55,6 +56,8 @@ _compiled: WeakKeyDictionary[ChannelGraph, Compiled] = WeakKeyDictionary()
 
 def compiled(graph: ChannelGraph) -> Compiled:
     """The compiled cost of a graph; built anew after a cut."""
+    if not isinstance(getattr(graph, "version", None), int):
+        raise EspalierError(f"A graph is needed here, as es.trace(model, inputs) returns it; got {type(graph).__name__}.")
     found = _compiled.get(graph)
     if found is None or found.version != graph.version:
         found = _compiled[graph] = Compiled(graph)
@@ -84,7 +87,8 @@ def cost(graph: ChannelGraph, widths: Mapping[Group, int] | None = None) -> Cost
     found = compiled(graph)
     chosen = found.sizes.copy()
     for group, width in (widths or {}).items():
-        chosen[position(found, group)] = _checked(group, width)
+        place = position(found, group)
+        chosen[place] = _checked(group, width)
     return found.cost(chosen, graph.element_size)
 
 
@@ -120,9 +124,9 @@ def position(found: Compiled, group: Group) -> int:
     Raises:
         EspalierError: it is frozen, or of another graph.
     """
-    place = found.place.get(group)
+    place = found.place.get(group) if isinstance(group, Hashable) else None
     if place is None:
-        name = getattr(group, "name", repr(group))
+        name = getattr(group, "name", group)
         why = getattr(group, "reason", None)
         what = f"is frozen ({why})" if why else "is not among the groups of this graph"
         raise EspalierError(f"The group {name!r} {what}: take groups from graph.groups.")
@@ -133,7 +137,10 @@ def _checked(group: Group, width: int) -> int:
     try:
         whole = operator.index(width)
     except TypeError:
-        raise EspalierError(f"The width of group {group.name!r} must be a whole number of channels, not {width!r}.") from None
+        raise EspalierError(
+            f"The width of group {group.name!r} must be a whole number of channels (len() of the channels that stay), "
+            f"not {reprlib.repr(width)}."
+        ) from None
     if not 1 <= whole <= group.size:
         raise EspalierError(
             f"Group {group.name!r} has {group.size} channels: it can keep 1 to {group.size} of them, not {whole}."

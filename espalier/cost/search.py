@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from espalier.cost.blocks import Blocks, rank
-from espalier.cost.budgets import Budget
+from espalier.cost.budgets import Budget, check_share
 from espalier.cost.evaluation import compiled, position
 from espalier.cost.form import Floats, Ints
 from espalier.errors import EspalierError
@@ -48,7 +49,8 @@ def search(
 
     Args:
         graph: what ``es.trace`` found.
-        scores: worth of every channel, (group.size,), higher is better; groups that are not named stay whole.
+        scores: worth of every channel, (group.size,), higher is better, as a tensor, array or list. Groups that are
+            not named stay whole.
         keep_macs: share of the present MACs that may stay, in [0, 1].
         keep_params: share of the present parameters that may stay.
         max_macs: MACs of a pass with the traced inputs.
@@ -80,6 +82,8 @@ def search(
         [[8, 9, 10, 11, 12, 13, 14, 15]]
     """
     found = compiled(graph)
+    if not isinstance(scores, Mapping):
+        raise EspalierError(f"scores map groups to numbers, {{graph.groups[0]: tensor}}; got {type(scores).__name__}.")
     groups = list(scores)
     places = [position(found, group) for group in groups]
     for choice in (max_ratio, min_channels):
@@ -87,7 +91,7 @@ def search(
             position(found, group)
     if scope not in get_args(Scope):
         raise EspalierError(f"scope is 'global' or 'group', not {scope!r}.")
-    values = _normalised(_read(scores), normalise)
+    values = _normalised(_read({group: _as_tensor(group, given) for group, given in scores.items()}), normalise)
     budget = Budget(
         found,
         places,
@@ -164,6 +168,16 @@ class _Removal:
         return np.bincount(group[:count], weights=size[:count], minlength=groups).astype(np.int64)
 
 
+def _as_tensor(group: Group, given: Any) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise EspalierError(
+            f"The scores of group {group.name!r} are no numbers: give {group.size} of them in a tensor, not "
+            f"{reprlib.repr(given)}."
+        ) from None
+
+
 def _read(scores: Mapping[Group, Tensor]) -> list[Floats]:
     """Checked scores as numpy, brought over from the device at once."""
     for group, tensor in scores.items():
@@ -200,8 +214,7 @@ def _normalised(scores: list[Floats], how: Normalise) -> list[Floats]:
 def _least(group: Group, max_ratio: float | Mapping[Group, float], min_channels: int | Mapping[Group, int] | None) -> int:
     """Channels that stay whatever the scores say."""
     ratio = max_ratio.get(group, 1.0) if isinstance(max_ratio, Mapping) else max_ratio
-    if not 0 <= ratio <= 1:
-        raise EspalierError(f"max_ratio is a share between 0 and 1, not {ratio!r}.")
+    check_share("max_ratio", ratio)
     floor = min_channels.get(group) if isinstance(min_channels, Mapping) else min_channels
     if floor is None:
         floor = math.ceil(group.size / FLOOR)
@@ -220,6 +233,6 @@ def _whole(name: str, number: int) -> int:
         whole = operator.index(number)
     except TypeError:
         whole = 0
-    if whole < 1:
+    if whole < 1 or isinstance(number, bool):
         raise EspalierError(f"{name} is a whole number of at least 1, not {number!r}.")
     return whole

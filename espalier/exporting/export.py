@@ -97,6 +97,8 @@ def export(
         raise EspalierError(f"The suffix of {str(path)!r} names no format: choose one of {', '.join(FORMATS)}.")
     for package in form.packages:
         needed(package)
+    if tolerance is not None and not tolerance >= 0:
+        raise EspalierError(f"tolerance is a share of at least 0 of the largest output, not {tolerance!r}.")
     model, call = _on_cpu(unwrap(model), Call.of(example_inputs))
     if dynamic_batch and not call.batch:
         raise EspalierError("The first tensor of the example inputs has no batch dimension: leave dynamic_batch out.")

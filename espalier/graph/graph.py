@@ -277,10 +277,12 @@ def _mask(group: Group, channels: Any) -> Mask:
     if given.dtype == bool and given.shape == (group.size,):
         mask = given.copy()
     else:
-        integral = given.ndim == 1 and given.size > 0 and np.issubdtype(given.dtype, np.integer)
-        if not integral or (np.diff(given) <= 0).any() or given[0] < 0 or given[-1] >= group.size:
+        given = given.astype(int) if given.shape == (0,) else given
+        integral = given.ndim == 1 and np.issubdtype(given.dtype, np.integer)
+        if not integral or (np.diff(given) <= 0).any() or not ((given >= 0) & (given < group.size)).all():
             raise EspalierError(
-                f"What {group.name} keeps must be sorted, distinct channel numbers below {group.size}, or as many booleans."
+                f"What {group.name} keeps must be sorted, distinct channel numbers below {group.size}, or "
+                f"{group.size} booleans."
             )
         mask = np.zeros(group.size, dtype=bool)
         mask[given] = True

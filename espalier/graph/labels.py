@@ -78,6 +78,7 @@ class Labels:
         self._dims: dict[int, Dims] = {}
         self._sources: dict[int, Source] = {}
         self._newest: dict[int, int] = {}
+        self.multiplied: set[int] = set()  # serials of layers whose results enter matrix products other than attention's
         self._serial = 0
         self._turned: dict[int, str] = {}
         self._held: list[Any] = []  # ids stay unique while their tensors live
@@ -203,6 +204,11 @@ class Labels:
     def product(self, outer: tuple[Rows, int], inner: tuple[Rows, int]) -> Rows:
         """Rows of a dimension that is the product of two."""
         return merge([outer, inner])
+
+    def note_products(self, *operands: Tensor) -> None:
+        """A layer whose result is used for more than the query of an attention cannot take over a change of its scale."""
+        if self.frame is None or self.frame.name != "scaled_dot_product_attention":
+            self.multiplied.update(source.serial for x in operands if (source := self.source_of(x)) is not None)
 
     def note_inexact(self, rows: Rows, op: str) -> None:
         """Numbers are computed over this dimension: with fewer indices the others change, zero or not."""

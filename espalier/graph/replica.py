@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -80,9 +80,9 @@ def quiet() -> Iterator[None]:
 
 
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments: a dict is keywords, a tuple or list positions, anything else the only argument."""
-    if isinstance(example_inputs, dict):
-        return (), example_inputs
+    """Positional and keyword arguments: a mapping is keywords, a tuple or list positions, anything else the only argument."""
+    if isinstance(example_inputs, Mapping):  # a tokenizer returns a mapping that is no dict
+        return (), dict(example_inputs)
     if isinstance(example_inputs, tuple | list):
         return tuple(example_inputs), {}
     return (example_inputs,), {}

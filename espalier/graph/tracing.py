@@ -54,6 +54,9 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True) -> Chann
     with quiet():
         done = _label(model, args, kwargs)
         labels = done.labels
+        for event in labels.attention:
+            if event.source.serial in labels.multiplied:
+                labels.axes.freeze(event.width, f"scales the attention, but the query is used elsewhere too ({event.module})")
         labels.constraints.settle()
         tensors, buffers = dict(named_tensors(model)), frozenset(name for name, _ in model.named_buffers())
         graph = assemble(labels, tensors, buffers)
@@ -90,6 +93,8 @@ def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _
         raise EspalierError(
             "There is no tensor in example_inputs: give what the model's forward takes, such as torch.zeros(1, 3, 224, 224)."
         )
+    if not any(tensor.numel() for tensor in tensors_in([args, kwargs])):
+        raise EspalierError("The tensors in example_inputs are empty: give at least one item.")
     try:
         return _both_passes(_Done(replica(model, meta=True), on_meta((args, kwargs)), True))
     except EspalierError:

@@ -59,6 +59,11 @@ def profile(
         ([(1, 265216), (8, 279552)], True)
     """
     call = Call.of(inputs)
+    for each in (model, *([] if against is None else [against])):
+        if not isinstance(each, nn.Module):
+            raise EspalierError(f"profile measures torch.nn.Modules; got {type(each).__name__}.")
+    if batches is not None and not isinstance(batches, Sequence):
+        raise EspalierError(f"batches is a list of batch sizes, such as [1, 32]; got {batches!r}.")
     usual = {call.batch} if train else {1, call.batch}  # few models train on one item
     sizes = tuple(batches) if batches is not None else tuple(sorted(usual))
     if not call.batch or not sizes or min(sizes) < 1:

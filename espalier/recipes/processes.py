@@ -71,7 +71,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
-        raise EspalierError(f"The device {name!r} is not available here: use train.device=auto or cpu.") from None
+        raise EspalierError(f"The device {name!r} is not available here: use auto or cpu.") from None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank)
     return device

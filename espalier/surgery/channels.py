@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +31,11 @@ def cut(
 
     Parameters stay the same objects, so optimizers and schedulers go on; their states are cut along, and so are gradients,
     followers and the masks of a live ``Pruner`` (its optimizers and followers need not be named again). A cut is all or
-    nothing. The graph is brought up to date, so that a further cut can follow. From now on the model's state dicts carry the
-    structure.
+    nothing. The graph is brought up to date, so that a further cut can follow.
+
+    From now on the model's state dicts carry the structure, and a model with a ``Pruner`` (or one cut before) takes it up in
+    ``load_state_dict``. A freshly built model without one does not: open a file of ``es.save`` with ``es.load`` first, then
+    build the optimizer and EMA from it and load their states.
 
     Where attention is scaled by 1 / sqrt of a head's width and that width is cut, the query's weights take the change over, so
     that a model whose removed channels were zero computes what it did.
@@ -48,8 +51,8 @@ def cut(
         The structure of the model relative to how it was built, for ``es.save`` and your own records.
 
     Raises:
-        EspalierError: for groups that are frozen or of another model, channels that are not there, and optimizer states that
-            cannot be cut. Nothing has changed then.
+        EspalierError: for groups that are frozen or of another model, channels that are not there, an optimizer that holds
+            no parameter of the model, and optimizer states that cannot be cut. Nothing has changed then.
 
     Example:
         >>> import espalier as es
@@ -61,6 +64,9 @@ def cut(
         (torch.Size([3, 4]), torch.Size([2, 3]), 3, 3)
     """
     inner = unwrap(model)
+    optimizers, models = _checked_optimizers(optimizer, inner), _checked_followers(followers, inner)
+    if not isinstance(keep, Mapping):
+        raise EspalierError(f"cut takes a mapping from groups to channels, {{graph.groups[0]: [0, 2]}}, not {_type(keep)}.")
     if not keep:
         return structure_of(inner)
     graph = _graph_of(keep)
@@ -68,10 +74,8 @@ def cut(
     _check_fresh(inner, graph)
     places = graph.plan(kept)
     bound = reshaping.bound_to(inner)
-    optimizers = _united(
-        [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer, bound.living_optimizers()
-    )
-    models = _united([unwrap(follower) for follower in followers], bound.living_followers())
+    optimizers = _united(optimizers, bound.living_optimizers())
+    models = _united(models, bound.living_followers())
     passenger = None if bound.passenger is None else bound.passenger()
     factors = _factors(graph, kept)
     structure = cut_places(
@@ -95,8 +99,36 @@ def cut(
 def _graph_of(keep: Mapping[Group, Any]) -> ChannelGraph:
     group = next(iter(keep))
     if not isinstance(group, Group):
-        raise EspalierError(f"cut takes groups of a graph: {{graph.groups[0]: channels}}, not {type(group).__name__} as keys.")
+        raise EspalierError(f"cut takes groups of a graph: {{graph.groups[0]: channels}}, not {_type(group)} as keys.")
     return group.graph
+
+
+def _checked_optimizers(given: Any, model: nn.Module) -> list[Optimizer]:
+    found = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    own = {id(parameter) for parameter in model.parameters()}
+    for optimizer in found:
+        if not isinstance(optimizer, Optimizer):
+            raise EspalierError(f"optimizer is a torch.optim.Optimizer or a list of them, not {_type(optimizer)}.")
+        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise EspalierError(
+                f"The {_type(optimizer)} holds none of the model's parameters, so its states would not be cut along: give the "
+                f"optimizer that trains this very model, and none for a copy."
+            )
+    return found
+
+
+def _checked_followers(given: Any, model: nn.Module) -> list[nn.Module]:
+    if isinstance(given, nn.Module) or not isinstance(given, Iterable):
+        raise EspalierError(f"followers is a list of models: write followers=[ema]; got {_type(given)}.")
+    found = [unwrap(follower) for follower in given]
+    own = {id(parameter) for parameter in model.parameters()}
+    if any(id(parameter) in own for follower in found for parameter in follower.parameters()):
+        raise EspalierError("A follower shares parameters with the model, which are cut already: give copies, such as an EMA.")
+    return found
+
+
+def _type(thing: object) -> str:
+    return type(thing).__name__
 
 
 def _check_fresh(model: nn.Module, graph: ChannelGraph) -> None:

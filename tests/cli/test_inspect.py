@@ -105,6 +105,8 @@ def test_files_and_libraries(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     model = model_named("convnet4", classes=7)
     es.save(model, file, builder=builder_named("convnet4", classes=7), metadata={"input": [3, 24, 24]})
     assert "at 3 x 24 x 24" in run(capfd, "inspect", str(file))
+    es.save(model, file)
+    assert "save it by es.save(model, path, builder=...)" in run(capfd, "inspect", str(file), code=2)
     assert "at 3 x 64 x 64: " in run(capfd, "inspect", "torchvision/resnet18", "--input", "3,64,64")
 
 

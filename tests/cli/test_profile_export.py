@@ -89,6 +89,7 @@ def test_export_a_named_model_with_a_fixed_batch(tmp_path, espalier):
         (("profile", "none.safetensors"), "no file 'none.safetensors'"),
         (("profile", "timm/hf-hub:someone/model"), "no name of a timm model"),
         (("profile", "convnet4", "--device", "abacus"), "'abacus' is not available"),
+        (("profile", "convnet4", "--input", "3,999999,999999"), "do not fit into memory"),
         (("profile", "convnet4", "--input", "3;8;8"), "--input takes whole numbers"),
         (("export", "convnet4", "--format", "tflite"), "--format is one of onnx, pt2, openvino"),
         (("export", "convnet4", "--format", "onnx", "--out", "m.pt2"), "--format onnx writes a .onnx file"),

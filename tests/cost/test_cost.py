@@ -97,6 +97,13 @@ def test_groups_of_elsewhere_are_refused() -> None:
         es.cost(graph, {FakeGroup("out", 8, reason="it is the output"): 4})
 
 
+def test_something_else_than_a_graph_is_refused() -> None:
+    with pytest.raises(es.EspalierError, match=r"as es\.trace\(model, inputs\) returns it; got Linear"):
+        es.cost(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(es.EspalierError, match="'conv0' is not among the groups"):
+        es.cost(chain([8, 4]), {"conv0": 4})  # type: ignore[dict-item]
+
+
 def test_the_table_is_short() -> None:
     lines = str(es.cost(chain([8] * 30))).splitlines()
     assert len(lines) == 13

@@ -175,12 +175,25 @@ def test_one_channel_at_a_time_finds_the_same(seed: int, keep: float) -> None:
         ({"keep_macs": 0.5, "min_channels": {FakeGroup("other", 8): 2}}, "'other' is not among the groups"),
         ({"keep_macs": 0.5, "round_to": 2.5}, "round_to is a whole number of at least 1"),
         ({"keep_macs": 0.5, "round_to": 0}, "round_to is a whole number"),
+        ({"keep_macs": "0.5"}, "keep_macs is a share"),
+        ({"keep_macs": True}, "keep_macs is a share"),
+        ({"max_params": "1e6"}, "max_params is a number of parameters"),
+        ({"keep_macs": 0.5, "max_ratio": None}, "max_ratio is a share"),
     ],
 )
 def test_wrong_arguments_are_refused(options: dict[str, object], words: str) -> None:
     graph = chain([8, 8])
     with pytest.raises(es.EspalierError, match=words):
         es.search(graph, scored(graph), **options)  # type: ignore[arg-type]
+
+
+def test_scores_may_be_arrays_and_lists() -> None:
+    graph = chain([8, 8])
+    scores = scored(graph)
+    wanted = es.search(graph, scores, keep_macs=0.5)
+    for spelling in (Tensor.numpy, Tensor.tolist):
+        found = es.search(graph, {group: spelling(values) for group, values in scores.items()}, keep_macs=0.5)
+        assert all(torch.equal(found[group], wanted[group]) for group in wanted)
 
 
 def test_wrong_scores_are_refused() -> None:
@@ -194,6 +207,9 @@ def test_wrong_scores_are_refused() -> None:
         ({first: torch.rand(8, device="meta")}, "meta device"),
         ({first: torch.rand(8, 1)}, r"shape \[8, 1\]"),
         ({FakeGroup("other", 8): torch.rand(8)}, "not among the groups"),
+        ({first: None}, "'conv0' are no numbers"),
+        ([torch.rand(8)], "got list"),
+        (None, "scores map groups"),
     ):
         with pytest.raises(es.EspalierError, match=words):
             es.search(graph, scores, keep_macs=0.5)

@@ -166,6 +166,8 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
         (nn.Linear(4, 2), "m.pt2", (torch.randn(2, 4), 3), {}, "got a int"),
         (nn.Linear(4, 2), "m.pt2", torch.randn(2, 4), {"opset": 18}, "no opset"),
         (nn.Linear(4, 2), "m.onnx", torch.randn(2, 4), {"opset": 9}, "opset 18 to"),
+        (nn.Linear(4, 2), "m.pt2", torch.randn(2, 4), {"tolerance": -1}, "tolerance is a share of at least 0"),
+        ("resnet20", "m.pt2", torch.randn(2, 4), {}, "torch.nn.Module is needed here"),
         (nn.Linear(4, 2, device="meta"), "m.pt2", torch.randn(2, 4), {}, "meta device"),
     ],
 )

@@ -168,3 +168,11 @@ def test_a_place_that_cannot_be_written_is_one_sentence_and_the_old_file_stays(g
     with pytest.raises(es.EspalierError, match="could not be written"):
         es.save(SmallNet(), good.parent)
     assert [path.name for path in good.parent.iterdir()] == [good.name]
+
+
+def test_something_else_than_a_model_is_refused(good):
+    for wrong in ("resnet20", nn.Linear, SmallNet().state_dict()):
+        with pytest.raises(es.EspalierError, match=r"torch\.nn\.Module is needed here"):
+            es.save(wrong, good.parent / "m.safetensors")
+        with pytest.raises(es.EspalierError, match=r"torch\.nn\.Module is needed here"):
+            es.load(good, wrong)

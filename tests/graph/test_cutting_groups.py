@@ -57,7 +57,7 @@ REFUSED = {
     "repeated": (lambda net: {es.trace(net, X).groups[0]: [1, 1, 2]}, "must be sorted, distinct"),
     "beyond": (lambda net: {es.trace(net, X).groups[0]: [0, 8]}, "below 8"),
     "negative": (lambda net: {es.trace(net, X).groups[0]: [-1, 2]}, "below 8"),
-    "empty": (lambda net: {es.trace(net, X).groups[0]: []}, "conv1"),
+    "empty": (lambda net: {es.trace(net, X).groups[0]: []}, "conv1 would lose all 8 channels"),
     "nothing kept": (lambda net: {es.trace(net, X).groups[0]: torch.zeros(8, dtype=torch.bool)}, "at least one must stay"),
     "short mask": (lambda net: {es.trace(net, X).groups[0]: torch.ones(7, dtype=torch.bool)}, "8 booleans"),
     "floats": (lambda net: {es.trace(net, X).groups[0]: [0.0, 1.0]}, "sorted, distinct channel numbers"),
@@ -79,6 +79,37 @@ def test_what_cannot_be_cut_is_refused_and_nothing_changes(name: str):
         es.cut(net, keep)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+STRANGERS = {
+    "optimizer of a copy": ({"optimizer": sgd(SmallNet())}, "SGD holds none of the model's parameters"),
+    "one of two": ({"optimizer": [sgd(SmallNet())]}, "SGD holds none"),
+    "no optimizer": ({"optimizer": "sgd"}, "Optimizer or a list of them, not str"),
+    "one follower": ({"followers": SmallNet()}, r"write followers=\[ema\]"),
+    "no model": ({"followers": ["ema"]}, "torch.nn.Module is needed here"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_optimizers_and_followers_of_others_are_refused_and_nothing_changes(name: str):
+    options, message = STRANGERS[name]
+    net = SmallNet()
+    graph = es.trace(net, X)
+    before = shapes(net)
+    for keep in ({graph.groups[0]: [0, 1]}, {}):
+        with pytest.raises(EspalierError, match=message):
+            es.cut(net, keep, **options)
+    assert shapes(net) == before
+
+
+def test_a_model_cannot_follow_itself_and_nothing_is_no_choice():
+    net = SmallNet()
+    graph = es.trace(net, X)
+    with pytest.raises(EspalierError, match="shares parameters with the model"):
+        es.cut(net, {graph.groups[0]: [0, 1]}, followers=[nn.Sequential(net)])
+    with pytest.raises(EspalierError, match="takes a mapping from groups to channels"):
+        es.cut(net, None)  # type: ignore[arg-type]
+    assert graph.groups[0].size == 8
 
 
 def test_optimizer_states_that_nobody_knows_are_refused_before_anything_changes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,15 @@ def test_an_input_ties_what_it_is_added_to():
     graph = es.trace(net, (torch.zeros(2, 4), torch.zeros(2, 8)))
     assert sizes(graph) == []
     assert "add ties it to something that cannot be cut" in reasons(graph)
+
+
+def test_keywords_as_a_mapping_that_is_no_dict():
+    class Named(nn.Linear):
+        def forward(self, input_ids):
+            return super().forward(input_ids)
+
+    graph = es.trace(Named(4, 2), UserDict(input_ids=torch.zeros(2, 4)))
+    assert "reaches the model's output" in reasons(graph)
 
 
 def test_inputs_as_a_dict_of_tensors_inside():
@@ -349,6 +359,7 @@ def test_an_unfrozen_neighbour_of_a_frozen_operation_is_cut_right():
         ((), "no tensor in example_inputs"),
         (None, "no tensor in example_inputs"),
         ("image.png", "no tensor in example_inputs"),
+        (torch.zeros(0, 4), "are empty: give at least one item"),
     ],
 )
 def test_wrong_inputs_are_refused_in_one_sentence(inputs: Any, message: str):
@@ -358,8 +369,13 @@ def test_wrong_inputs_are_refused_in_one_sentence(inputs: Any, message: str):
 
 
 def test_something_else_than_a_module_is_refused():
-    with pytest.raises(EspalierError):
-        es.trace(lambda x: x, torch.zeros(2, 4))  # type: ignore[arg-type]
+    for thing, words in (
+        (lambda x: x, "takes a torch.nn.Module"),
+        (nn.Linear, "takes a torch.nn.Module"),
+        (torch.jit.trace(two_layers(), torch.zeros(2, 4)), "model of torch.jit"),
+    ):
+        with pytest.raises(EspalierError, match=words):
+            es.trace(thing, torch.zeros(2, 4))  # type: ignore[arg-type]
 
 
 # -- the model is left as it was ---------------------------------------------------------------------------------------

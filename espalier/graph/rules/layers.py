@@ -79,9 +79,13 @@ def _grouped(
     "_batch_norm_with_update", "_batch_norm_no_update", "_native_batch_norm_legit_functional", "batch_norm",
 )  # fmt: skip
 def batch_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
-    """Channels are dimension 1."""
+    """Channels are dimension 1; the others are averaged over, in training (or always: standardised weights)."""
     x = given["input"]
     channels = labels.of(x)[1]
+    if given.get("training", op == "_batch_norm_with_update"):
+        for dim, rows in enumerate(labels.of(x)):
+            if dim != 1:
+                labels.note_inexact(rows, op)
     for name in ("weight", "bias", "running_mean", "running_var"):
         if isinstance(given.get(name), Tensor):
             labels.unify(channels, labels.of(given[name])[0], op)

@@ -23,6 +23,7 @@ def addmm(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
 
 def _product(labels: Labels, op: str, one: Tensor, two: Tensor, bias: Tensor | None, out: Tensor) -> None:
     (rows, inner), (again, columns) = labels.of(one), labels.of(two)
+    labels.note_products(one, two)
     labels.unify(inner, again, op)
     labels.put(out, [rows, columns])
     labels.note_work(op, (rows, out.shape[0]), (columns, out.shape[1]), (inner, one.shape[1]))
@@ -59,6 +60,7 @@ def bmm(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     """(b, m, k) x (b, k, n), perhaps plus something of the result's shape."""
     one, two = (given["batch1"], given["batch2"]) if op.startswith("baddbmm") else (given["self"], given["mat2"])
     (batch, rows, inner), (batch2, again, columns) = labels.of(one), labels.of(two)
+    labels.note_products(one, two)
     labels.unify(batch, batch2, op)
     labels.unify(inner, again, op)
     dims = [batch, rows, columns]
