@@ -19,6 +19,7 @@ from espalier.profiling import profile
 from espalier.pruner import Pruner, Report
 from espalier.rebuild import load
 from espalier.surgery.channels import cut
+from espalier.surgery.reshaping import load_state_dict
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "cut",
     "export",
     "load",
+    "load_state_dict",
     "patterns",
     "profile",
     "save",

@@ -23,7 +23,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True) -> Chann
     """Find the groups of channels of a model by running it, labelled, in evaluation and in training mode.
 
     The model is run as a copy without memory (on the meta device) and is left exactly as it was. Models whose code looks at
-    values run as a copy that shares their parameters.
+    values run as a copy that shares their parameters. Your forward hooks run with the copy: they are part of what it computes.
 
     Args:
         model: any module; inside torch.compile or DistributedDataParallel the inner one is traced.

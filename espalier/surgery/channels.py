@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,9 +34,8 @@ def cut(
     followers and the masks of a live ``Pruner`` (its optimizers and followers need not be named again). A cut is all or
     nothing. The graph is brought up to date, so that a further cut can follow.
 
-    From now on the model's state dicts carry the structure, and a model with a ``Pruner`` (or one cut before) takes it up in
-    ``load_state_dict``. A freshly built model without one does not: open a file of ``es.save`` with ``es.load`` first, then
-    build the optimizer and EMA from it and load their states.
+    From now on the model's state dicts carry the structure. A model with a ``Pruner``, or one cut before, takes it up in its
+    own ``load_state_dict``; for a freshly built one there is ``es.load_state_dict``.
 
     Where attention is scaled by 1 / sqrt of a head's width and that width is cut, the query's weights take the change over, so
     that a model whose removed channels were zero computes what it did.
@@ -52,7 +52,8 @@ def cut(
 
     Raises:
         EspalierError: for groups that are frozen or of another model, channels that are not there, an optimizer that holds
-            no parameter of the model, and optimizer states that cannot be cut. Nothing has changed then.
+            no parameter of the model, one that holds states of cut parameters but was not named, and optimizer states that
+            cannot be cut. Nothing has changed then.
 
     Example:
         >>> import espalier as es
@@ -77,6 +78,7 @@ def cut(
     optimizers = _united(optimizers, bound.living_optimizers())
     models = _united(models, bound.living_followers())
     passenger = None if bound.passenger is None else bound.passenger()
+    _refuse_forgotten(optimizers, inner, places)
     factors = _factors(graph, kept)
     structure = cut_places(
         inner,
@@ -115,6 +117,24 @@ def _checked_optimizers(given: Any, model: nn.Module) -> list[Optimizer]:
                 f"optimizer that trains this very model, and none for a copy."
             )
     return found
+
+
+def _refuse_forgotten(named: Sequence[Optimizer], model: nn.Module, places: Mapping[Place, Sequence[int]]) -> None:
+    """An optimizer with states of the old shapes would fail at its next step, or worse: look for one among living objects."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    changed = [parameters[name] for name in {name for name, _ in places} if name in parameters]
+    for attempt in range(2):
+        found = [o for o in gc.get_objects() if issubclass(type(o), Optimizer) and not any(o is other for other in named)]
+        forgotten = [o for o in found if any(parameter in o.state for parameter in changed)]
+        if not forgotten:
+            return
+        if attempt == 0:
+            del found, forgotten
+            gc.collect()  # one that its owner has thrown away
+    raise EspalierError(
+        f"The {_type(forgotten[0])} holds states of parameters that are about to be cut: name it, "
+        f"cut(..., optimizer=optimizer), so that they are cut along."
+    )
 
 
 def _checked_followers(given: Any, model: nn.Module) -> list[nn.Module]:

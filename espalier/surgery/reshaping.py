@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from espalier.errors import EspalierError
 from espalier.structure import Structure
 from espalier.surgery.cutting import shape_to, structure_of
+from espalier.wrappers import unwrap
 
 KEY = "espalier"
 FLAG = "_espalier_reshapes"  # copied with the model, as its hooks are; False makes them do nothing
@@ -58,6 +59,38 @@ def install(model: nn.Module) -> None:
         model.register_state_dict_post_hook(_record)  # type: ignore[no-untyped-call]
         model.register_load_state_dict_pre_hook(_take_up)  # type: ignore[no-untyped-call]
     model.__dict__[FLAG] = True
+
+
+def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], *, strict: bool = True) -> nn.Module:
+    """Load a state dict of a cut model, such as ``torch.load(path, weights_only=True)["model"]``, into a freshly built one.
+
+    Build optimizers and EMA models after this, and load their states then.
+
+    Args:
+        model: of the same constructor; it takes the shapes of the structure that travels with the state dict.
+        state_dict: as ``model.state_dict()`` gave it; a copy into a plain dict has lost the structure.
+        strict: refuse missing and superfluous names.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        EspalierError: if the structure belongs to another model.
+        RuntimeError: torch's own, for names and shapes that don't fit.
+
+    Example:
+        >>> import torch, espalier as es
+        >>> def build():
+        ...     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> net = build()
+        >>> graph = es.trace(net, torch.zeros(1, 4))
+        >>> _ = es.cut(net, {graph.groups[0]: [0, 3, 5]})
+        >>> es.load_state_dict(build(), net.state_dict())[0]
+        Linear(in_features=4, out_features=3, bias=True)
+    """
+    install(unwrap(model))
+    model.load_state_dict(state_dict, strict=strict)
+    return model
 
 
 def uninstall(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from typing import Any
 
 import pytest
@@ -218,6 +219,39 @@ def test_state_dicts_carry_the_structure_into_a_bound_model():
     again.load_state_dict(net.state_dict())  # wider than it was
     assert shapes(again) == shapes(net)
     assert es.surgery.structure_of(again) == structure
+
+
+def test_a_checkpoint_of_a_cut_model_loads_into_a_fresh_one_and_training_goes_on():
+    def one_more(net, optimizer):
+        train_step(net, optimizer, 3)
+        return net.state_dict()
+
+    net = SmallNet()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    train_step(net, optimizer, 0)
+    es.cut(net, {es.trace(net, X).groups[0]: [0, 3, 4]}, optimizer=optimizer)
+    saved = io.BytesIO()
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, saved)
+    saved.seek(0)
+    checkpoint = torch.load(saved, weights_only=True)
+    fresh = es.load_state_dict(SmallNet(), checkpoint["model"])
+    again = torch.optim.AdamW(fresh.parameters(), lr=0.01)
+    again.load_state_dict(checkpoint["optimizer"])
+    expected, actual = one_more(net, optimizer), one_more(fresh, again)
+    assert all(torch.equal(tensor, actual[key]) for key, tensor in expected.items())
+
+
+def test_a_forgotten_optimizer_is_refused_and_nothing_changes():
+    net = SmallNet()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    train_step(net, optimizer, 0)
+    group, before = es.trace(net, X).groups[0], shapes(net)
+    with pytest.raises(EspalierError, match="SGD holds states"):
+        es.cut(net, {group: [0, 3]})
+    assert shapes(net) == before
+    optimizer.state.clear()
+    es.cut(net, {group: [0, 3]})  # without states there is nothing to forget
+    train_step(net, optimizer, 1)
 
 
 class Positions(nn.Module):
