@@ -44,14 +44,21 @@ def outcome(row: Row) -> str:
 
 
 def exactness(row: Row, oracle: str) -> str:
+    if oracle == "zeroed" and row.get("exact_groups") == 0:
+        return ""
     if oracle == "native" and (row.get("misplaced") or row.get("stale")):
         return "wrong slices" if row["misplaced"] else "stale integers"
     return "error" if f"{oracle}_error" in row else shown(row.get(f"{oracle}_difference"), ".0e")
 
 
 def reasons(row: Row) -> str:
-    top = list(row.get("reasons", {}).items())[:3]
-    return "; ".join(f"{100 * part:.1f} % {reason}" for reason, part in top if part >= 0.0005).replace("|", "/")
+    """The three largest, without the places in brackets."""
+    parts: dict[str, float] = {}
+    for reason, part in row.get("reasons", {}).items():
+        short = reason.partition(" (")[0]
+        parts[short] = parts.get(short, 0.0) + part
+    top = sorted(parts.items(), key=lambda item: -item[1])[:3]
+    return "; ".join(f"{part:.1%} {reason}" for reason, part in top if part >= 0.0005).replace("|", "/")
 
 
 def line(entry: Entry, ours: Row, theirs: Row) -> str:
@@ -123,7 +130,12 @@ def median(values: Any) -> float | None:
 
 
 def within(rows: list[Row], oracle: str) -> Row:
-    """How many models agree with an oracle; with the native one also in every kept slice and in every integer of a layer."""
+    """How many models agree with an oracle; with the native one also in every kept slice and in every integer of a layer.
+
+    The zeroed one has nothing to say where no group is exact.
+    """
+    if oracle == "zeroed":
+        rows = [row for row in rows if row.get("exact_groups", 1)]
     agreeing = [row for row in rows if row.get(f"{oracle}_difference", 1.0) <= EXACT]
     if oracle == "native":
         agreeing = [row for row in agreeing if not row["misplaced"] and not row["stale"]]
