@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -63,10 +64,13 @@ def _meta(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No gradients, no fused paths that hide operations, no trace in the random generators."""
+    """No gradients, no fused paths that hide operations, no trace in the random generators; and no garbage collection, which
+    would go through the whole process several times while labels are made."""
     fast = torch.backends.mha.get_fastpath_enabled()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     torch.backends.mha.set_fastpath_enabled(False)
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         with (
             torch.inference_mode(False),
@@ -77,6 +81,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        if collecting:
+            gc.enable()
 
 
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

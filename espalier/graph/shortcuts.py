@@ -34,6 +34,10 @@ def _like_the_largest(*args: Any, **_: Any) -> Tensor:
     return torch.empty_like(max(tensors, key=Tensor.numel))
 
 
+def _itself(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
 ELEMENTWISE = frozenset(
     {"add", "sub", "mul", "div", "gelu", "relu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "clone"}
     | {"_softmax", "_safe_softmax"}
@@ -51,6 +55,8 @@ def shortcut(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Calla
     """A quick way to the shapes of an operation's results, if there is one for these arguments."""
     if name in ELEMENTWISE:
         return _like_the_largest if _is_simple(args, kwargs) else None
+    if name.endswith("_") and name[:-1] in ELEMENTWISE:
+        return _itself if _is_simple(args, kwargs) and _spans(args) else None
     return NORMS[name] if name in NORMS and not kwargs and _fits(name, args) else None
 
 
@@ -61,6 +67,11 @@ def _is_simple(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         return False
     whole = max(tensors, key=Tensor.numel)
     return all(tensor.dtype == whole.dtype and _spreads(tensor.shape, whole.shape) for tensor in tensors)
+
+
+def _spans(args: Sequence[Any]) -> bool:
+    """Whether an operation in place has room for its result."""
+    return all(tensor.numel() <= args[0].numel() for tensor in args if isinstance(tensor, Tensor))
 
 
 def _spreads(small: Sequence[int], large: Sequence[int]) -> bool:
