@@ -64,6 +64,7 @@ class Dim:
     groups: Array
     channels: Array
     _extents: dict[int, Extent] = field(default_factory=dict)
+    _carried: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -71,20 +72,23 @@ class Dim:
     def alive(self, kept: Sequence[Mask | None]) -> Mask:
         """Which indices are left when each group keeps the given channels (None: all)."""
         alive = np.ones(len(self.groups), dtype=bool)
-        for group, mask in enumerate(kept):
-            if mask is not None:
-                hit = self.groups == group
-                if hit.any():
-                    alive &= np.where(hit, mask[np.where(hit, self.channels, 0)], True).all(1)
+        for group, mask in self._masks(kept):
+            hit = self.groups == group
+            alive &= np.where(hit, mask[np.where(hit, self.channels, 0)], True).all(1)
         return alive
+
+    def _masks(self, kept: Sequence[Mask | None]) -> list[tuple[int, Mask]]:
+        """The masks of the few groups that this dimension carries."""
+        if self._carried is None:
+            self._carried = tuple(np.unique(self.groups[self.groups >= 0]).tolist())
+        return [(group, mask) for group in self._carried if group < len(kept) and (mask := kept[group]) is not None]
 
     def cut(self, alive: Mask, kept: Sequence[Mask | None]) -> None:
         """Forget the removed indices and number the channels anew."""
         groups, channels = self.groups[alive], self.channels[alive].copy()
-        for group, mask in enumerate(kept):
-            if mask is not None:
-                hit = groups == group
-                channels[hit] = (np.cumsum(mask) - 1)[channels[hit]]
+        for group, mask in self._masks(kept):
+            hit = groups == group
+            channels[hit] = (np.cumsum(mask) - 1)[channels[hit]]
         self.groups, self.channels = groups, channels
         self._extents.clear()
 
