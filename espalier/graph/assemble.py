@@ -104,13 +104,22 @@ class _Atoms:
         names: list[str] = []
         used: dict[str, int] = {}
         for members in groups:
-            block = self.axes.blocks[self.axes.block_of(self.axes.count)[members[0]]]
+            block = self._maker(members[0])
             name = block.rsplit(".", 1)[0] if ":" in block and "." in block else block.split(":")[0]
             if block.endswith("]") and members[0] in counted:
                 name = counted[members[0]]
             used[name] = used.get(name, 0) + 1
             names.append(name if used[name] == 1 else f"{name}#{used[name]}")
         return names
+
+    def _maker(self, atom: int) -> str:
+        """The block that an atom is named after: the first, unless that only reads the channels and another makes them."""
+        blocks, block_of = self.axes.blocks, self.axes.block_of(self.axes.count)
+        first: str = blocks[int(block_of[atom])]
+        if ":" not in first or first.endswith(":0"):
+            return first
+        every = [blocks[block] for block in np.unique(block_of[(self.axes.table() == atom).any(1)]).tolist()]
+        return next((block for block in every if block.endswith("weight:0")), first)
 
     # -- labels of the graph -------------------------------------------------------------------------------------
 

@@ -168,17 +168,17 @@ class ChannelGraph:
 
     def members_of(self, group: Group) -> tuple[Member, ...]:
         """Every dimension of a parameter or buffer that carries channels of a group."""
-        return self._cached("members", self._members).get(id(group), ())  # type: ignore[no-any-return]
+        return self._cached("members", self._members).get(group, ())  # type: ignore[no-any-return]
 
-    def _members(self) -> dict[int, tuple[Member, ...]]:
+    def _members(self) -> dict[Group, tuple[Member, ...]]:
         every = (*self.groups, *self.frozen)
-        found: dict[int, list[Member]] = {}
+        found: dict[Group, list[Member]] = {}
         for name, dims in self.tensors.items():
             for dim, label in enumerate(dims):
                 if isinstance(label, Dim):
                     for number in np.unique(label.groups[label.groups >= 0]).tolist():
                         index = np.where(label.groups == number, label.channels, -1).max(1)
-                        found.setdefault(id(every[number]), []).append(Member(name, dim, torch.from_numpy(index)))
+                        found.setdefault(every[number], []).append(Member(name, dim, torch.from_numpy(index)))
         return {group: tuple(members) for group, members in found.items()}
 
     @property

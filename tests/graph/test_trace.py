@@ -418,3 +418,48 @@ def test_a_graph_can_be_copied_with_its_groups():
     again = copy.deepcopy(graph)
     es.cut(net, {again.groups[0]: [0, 1]})
     assert (again.groups[0].size, graph.groups[0].size) == (2, 8)
+
+
+class Standardised(nn.Module):
+    """A convolution whose weights are standardised over their inputs, as in NFNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        flat = self.two.weight.reshape(1, self.two.out_channels, -1)
+        weight = nn.functional.batch_norm(flat, None, None, training=True).reshape_as(self.two.weight)
+        return self.head(nn.functional.conv2d(self.one(x), weight, self.two.bias))
+
+
+def test_groups_that_standardised_weights_are_averaged_over_are_not_exact():
+    graph = es.trace(Standardised(), torch.zeros(1, 3, 8, 8))
+    assert {group.name: group.exact for group in graph.groups} == {"one": False, "two": True}
+
+
+class QueryUsedTwice(nn.Module):
+    """Attention whose query also makes a bias, as the relative positions of SAM."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, 12) for _ in range(3))
+        self.out, self.places, self.twice = nn.Linear(12, 5), nn.Parameter(torch.randn(7, 12)), twice
+
+    def forward(self, x):
+        q = self.q(x)
+        bias = q @ self.places.T if self.twice else None
+        return self.out(nn.functional.scaled_dot_product_attention(q, self.k(x), self.v(x), attn_mask=bias))
+
+
+def test_a_query_that_is_used_twice_cannot_take_over_the_scale():
+    x = torch.zeros(2, 7, 6)
+    assert es.trace(QueryUsedTwice(False), x).group("q").reason is None
+    assert "used elsewhere" in es.trace(QueryUsedTwice(True), x).group("q").reason
+
+
+def test_a_copied_graph_has_its_members():
+    graph = es.trace(Standardised(), torch.zeros(1, 3, 8, 8))
+    assert graph.groups[0].members
+    again = copy.deepcopy(graph)
+    assert [member.name for member in again.groups[0].members] == [member.name for member in graph.groups[0].members]
