@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import compare, interleaved, write
+from common import compare, interleaved, seconds, write
 from torch import nn
 
 import espalier as es
@@ -37,15 +36,6 @@ def build(name: str) -> nn.Module:
     if name.startswith("timm/"):
         return timm().create_model(name.removeprefix("timm/")).eval()
     return torchvision().models.get_model(name, weights=None).eval()
-
-
-def seconds(call: Callable[[], object], rounds: int) -> float:
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def forward(model: nn.Module, x: torch.Tensor) -> None:
@@ -140,9 +130,10 @@ def step_of(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
 
 
 THEIRS = """
-import json, sys, time, statistics, torch, torch_pruning as tp
+import json, sys, torch, torch_pruning as tp
 sys.path.insert(0, "benchmarks")
-from bench_graph import NAMES, build, forward, seconds
+from bench_graph import NAMES, build, forward
+from common import seconds
 rows = {}
 for name in NAMES:
     model, x = build(name), torch.zeros(1, 3, 224, 224)

@@ -32,6 +32,16 @@ def interleaved(
     return times
 
 
+def seconds(call: Callable[[], object], rounds: int) -> float:
+    """Median seconds of a call."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 def compare(times: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
     """Median seconds, and the median of the ratios to ``base`` of the same round with their quartiles."""
     rows = {}

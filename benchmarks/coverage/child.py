@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import seconds
 from benchmarks.coverage.models import Entry, example, loss, watch
 
 MEMORY = 8 << 30  # bytes of address space
@@ -71,23 +70,14 @@ def limit(processor_seconds: int) -> None:
     warnings.filterwarnings("ignore")
 
 
-def seconds(call: Callable[[], Any], rounds: int = 3) -> float:
-    """Median time of a call, after a first one that does not count; of one call where the first took over a second."""
-    start = time.perf_counter()
-    call()
-    if time.perf_counter() - start > 1:
-        rounds = 1
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def warm_seconds(call: Callable[[], object]) -> float:
+    """Median time of three calls after a first one that does not count; of one where the first took over a second."""
+    return seconds(call, 1 if seconds(call, 1) > 1 else 3)
 
 
 def forward_seconds(entry: Entry, model: nn.Module, inputs: tuple[Any, ...]) -> float:
     with torch.no_grad():
-        return seconds(lambda: watch(entry, model, inputs))
+        return warm_seconds(lambda: watch(entry, model, inputs))
 
 
 def size(entry: Entry, model: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int]:

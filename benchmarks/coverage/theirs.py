@@ -23,7 +23,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from benchmarks.coverage.child import Record, check_runs, dense_shapes, forward_seconds, limit, seconds, size
+from benchmarks.coverage.child import Record, check_runs, dense_shapes, forward_seconds, limit, size, warm_seconds
 from benchmarks.coverage.models import Entry, build, example, find, floats, is_detector
 
 TIME = 90  # seconds a model
@@ -61,7 +61,7 @@ def run(key: str, batch: int) -> None:
     with record.stage("graph"):
         sample = inputs if is_detector(entry) else inputs[0]
         trace = tracing(entry)
-        record.note(graph_s=seconds(lambda: tp.DependencyGraph().build_dependency(model, sample, **trace)))
+        record.note(graph_s=warm_seconds(lambda: tp.DependencyGraph().build_dependency(model, sample, **trace)))
     with record.stage("pruner"):
         importance = tp.importance.GroupMagnitudeImportance(p=2)
         pruner = tp.pruner.BasePruner(

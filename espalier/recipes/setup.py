@@ -14,7 +14,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import espalier as es
-from espalier.distributed import DistributedDataParallel
 from espalier.errors import EspalierError
 from espalier.recipes.optim import LRCurve, build_optimizer
 from espalier.recipes.processes import Processes
@@ -93,7 +92,7 @@ def build_training(recipe: Recipe, processes: Processes) -> Training:
     net: nn.Module = torch.compile(model) if train.compile else model  # type: ignore[assignment]
     if processes.group is not None:
         ids = [device] if device.type == "cuda" else None
-        net = DistributedDataParallel(net, device_ids=ids, process_group=processes.group)
+        net = es.DistributedDataParallel(net, device_ids=ids, process_group=processes.group)
     scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
     # Dropout and the like draw from here on; each process draws its own numbers.
     seed_everything(recipe.seed * 1000 + processes.rank)

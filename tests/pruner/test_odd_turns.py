@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 import espalier as es
 from espalier.surgery import reshaping
 from tests.helpers.cutting import CutAt
-from tests.pruner.conftest import batch, sgd, train_step
+from tests.pruner.conftest import Around, batch, sgd, train_step
 
 
 def constant(**kwargs):
@@ -145,16 +145,8 @@ def test_after_a_stranger_a_pruner_with_both_optimizers_can_be_built(make_net):
 
 
 def test_an_optimizer_inside_ours_is_no_stranger(make_net):
-    class Outer(torch.optim.Optimizer):
-        def __init__(self, inner):
-            super().__init__(inner.param_groups, {})
-            self.inner = inner
-
-        def step(self, closure=None):
-            return self.inner.step(closure)
-
     net = make_net()
-    outer = Outer(sgd(net))
+    outer = Around(sgd(net))
     pruner = es.Pruner(net, outer, es.OCP(0.75), total_steps=3)
     for step in range(3):
         train_step(net, outer, step)

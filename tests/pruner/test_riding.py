@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import espalier as es
-from tests.pruner.conftest import batch, masked_weights_are_zero, sgd, train_step
+from tests.pruner.conftest import Around, batch, masked_weights_are_zero, sgd, train_step
 
 
 def test_sparsity_in_force_stays_with_the_schedule_at_every_step(make_net):
@@ -170,18 +170,10 @@ def test_a_stranger_that_steps_our_weights_is_noticed_at_its_first_step(make_net
 
 
 def test_an_optimizer_around_ours_is_no_stranger(make_net):
-    class Lookahead(torch.optim.Optimizer):
-        def __init__(self, inner):
-            super().__init__(inner.param_groups, {})
-            self.inner = inner
-
-        def step(self, closure=None):
-            return self.inner.step(closure)
-
     net = make_net()
     inner = sgd(net)
     pruner = es.Pruner(net, inner, es.OCP(0.75), total_steps=3)
-    outer = Lookahead(inner)
+    outer = Around(inner)
     for step in range(3):
         train_step(net, outer, step)
     assert pruner.step == 3
