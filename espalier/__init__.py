@@ -5,28 +5,34 @@
 0.9
 """
 
-from espalier import criteria, schedules
+from typing import TYPE_CHECKING, Any
+
+from espalier import criteria, indicators, schedules
 from espalier.compacting import Compaction, compact
 from espalier.cost import Cost, cost, search
-from espalier.distributed import DistributedDataParallel
 from espalier.errors import EspalierError
 from espalier.exporting import export
 from espalier.files import save_model as save
 from espalier.graph import ChannelGraph, Group, trace
 from espalier.masks import LayerSparsity, patterns
-from espalier.methods import AGP, METHODS, OCP, Dense, Follow, Iterative, Method, OneShot
+from espalier.methods import AGP, EPI, METHODS, OCP, OCSP, Dense, Follow, Iterative, Method, OneShot, PruneAt
 from espalier.profiling import profile
 from espalier.pruner import Pruner, Report
 from espalier.rebuild import load
 from espalier.surgery.channels import cut
 from espalier.surgery.reshaping import load_state_dict
 
+if TYPE_CHECKING:
+    from espalier.distributed.following import DistributedDataParallel
+
 __version__ = "0.1.0"
 
 __all__ = [
     "AGP",
+    "EPI",
     "METHODS",
     "OCP",
+    "OCSP",
     "ChannelGraph",
     "Compaction",
     "Cost",
@@ -39,6 +45,7 @@ __all__ = [
     "LayerSparsity",
     "Method",
     "OneShot",
+    "PruneAt",
     "Pruner",
     "Report",
     "compact",
@@ -46,6 +53,7 @@ __all__ = [
     "criteria",
     "cut",
     "export",
+    "indicators",
     "load",
     "load_state_dict",
     "patterns",
@@ -55,3 +63,18 @@ __all__ = [
     "search",
     "trace",
 ]
+
+if not TYPE_CHECKING:  # a type checker that saw it would let every name pass
+
+    def __getattr__(name: str) -> Any:
+        """DistributedDataParallel at its first use: torch's compiler, which it needs, takes a second to import."""
+        if name != "DistributedDataParallel":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from espalier.distributed.following import DistributedDataParallel
+
+        globals()[name] = DistributedDataParallel
+        return DistributedDataParallel
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -39,7 +39,7 @@ def search(
     scope: Scope = "global",
     max_ratio: float | Mapping[Group, float] = 1.0,
     min_channels: int | Mapping[Group, int] | None = None,
-    round_to: int | None = None,
+    round_to: int | Mapping[Group, int] | None = None,
     normalise: Normalise = "none",
 ) -> dict[Group, Tensor]:
     """Choose the channels to keep: the best ones that a budget pays for. The network is not touched.
@@ -61,8 +61,8 @@ def search(
         min_channels: fewest channels that a group keeps, for all groups or by group. By default, and for groups that are not
             named, a sixteenth and at least 1: a ranking that compares scales of different layers likes to empty one of them, a
             layer of one channel blocks what flows through it, and a sixteenth of every width is still below 1 % of the MACs.
-        round_to: widths are multiples of it, or whole. None is min(16, the greatest power of two at most a quarter of
-            the width), which runs fast; 1 allows every width.
+        round_to: widths are multiples of it, or whole; for all groups or by group. None, and for groups that are not named,
+            is min(16, the greatest power of two at most a quarter of the width), which runs fast; 1 allows every width.
         normalise: divide each group's scores by the "mean", "max" or "sum" of their absolute values.
 
     Returns:
@@ -86,7 +86,7 @@ def search(
         raise EspalierError(f"scores map groups to numbers, {{graph.groups[0]: tensor}}; got {type(scores).__name__}.")
     groups = list(scores)
     places = [position(found, group) for group in groups]
-    for choice in (max_ratio, min_channels):
+    for choice in (max_ratio, min_channels, round_to):
         for group in choice if isinstance(choice, Mapping) else ():
             position(found, group)
     if scope not in get_args(Scope):
@@ -222,10 +222,19 @@ def _least(group: Group, max_ratio: float | Mapping[Group, float], min_channels:
     return min(group.size, max(_whole("min_channels", floor), capped))
 
 
-def _step(group: Group, round_to: int | None) -> int:
-    if round_to is None:
-        return min(WIDEST_STEP, 1 << max(0, (group.size // 4).bit_length() - 1))
-    return _whole("round_to", round_to)
+def _step(group: Group, round_to: int | Mapping[Group, int] | None) -> int:
+    step = round_to.get(group) if isinstance(round_to, Mapping) else round_to
+    return fast_step(group.size) if step is None else _whole("round_to", step)
+
+
+def fast_step(width: int) -> int:
+    """Widths that are multiples of it run fast: min(16, the greatest power of two at most a quarter of the width).
+
+    Example:
+        >>> fast_step(64), fast_step(24), fast_step(3)
+        (16, 4, 1)
+    """
+    return min(WIDEST_STEP, 1 << max(0, (width // 4).bit_length() - 1))
 
 
 def _whole(name: str, number: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.graph.graph import ChannelGraph, Dim, Group, Mask, Rescale, Term
@@ -51,52 +50,64 @@ class _Atoms:
 
     def __init__(self, labels: Labels, graph: ChannelGraph) -> None:
         self.labels, self.axes = labels, labels.axes
+        self._seen: dict[int, Dim | int] = {}
         self._known: dict[tuple[tuple[int, ...], bytes], Dim | int] = {}
+        self._roots, self._blocks = self._occurrences()
         self.group, self.channel = self._grouped(graph)
 
     def _grouped(self, graph: ChannelGraph) -> tuple[Array, Array]:
-        axes = self.axes
-        rows = axes.table()
-        reasons = axes.frozen()
-        in_parameters = {atom for atom in self._roots_of_parameters() if reasons.get(atom) != KERNEL}
-        frozen = {atom: why for atom, why in reasons.items() if atom in in_parameters}
+        axes, event, reasons = self.axes, self.axes.frozen_by(), self.axes.reasons()
+        atoms = self._roots_of_parameters(event)
         inexact = self._inexact_roots()
-        signature = self._signatures(rows)
-        found: dict[tuple[int, bool], list[int]] = {}
-        for atom in sorted(in_parameters):
-            found.setdefault((int(signature[atom]), atom in frozen), []).append(atom)
-        free = [a for (_, is_frozen), a in found.items() if not is_frozen and len(a) > 1]
-        stuck = [a for (_, is_frozen), a in found.items() if is_frozen or len(a) == 1]
+        kinds = self._alike(atoms, event[atoms] >= 0)
+        free = [members for members in kinds if event[members[0]] < 0 and len(members) > 1]
+        stuck = [members for members in kinds if event[members[0]] >= 0 or len(members) == 1]
         group, channel = np.full(axes.count + 1, -1), np.full(axes.count + 1, -1)
-        names = self._names([*free, *stuck])
         made: list[Group] = []
-        for number, members in enumerate([*free, *stuck]):
+        for number, (members, name) in enumerate(zip([*free, *stuck], self._names([*free, *stuck]), strict=True)):
             group[members], channel[members] = number, np.arange(len(members))
-            reason = None if number < len(free) else frozen.get(members[0], "all its channels depend on one another")
-            made.append(Group(graph, names[number], len(members), reason, members[0] not in inexact))
+            frozen = reasons[event[members[0]]] if event[members[0]] >= 0 else "all its channels depend on one another"
+            made.append(Group(graph, name, len(members), None if number < len(free) else frozen, not inexact[members[0]]))
         graph.groups, graph.frozen = tuple(made[: len(free)]), tuple(made[len(free) :])
         return group, channel
 
-    def _roots_of_parameters(self) -> set[int]:
+    def _roots_of_parameters(self, event: Array) -> Array:
+        """Free atoms in parameters, in order; q, k and v are no channels, and neither are the places of a kernel."""
         every = self.axes.atoms_in(rows for dims in self.labels.parameters.values() for rows in dims)
-        return set(every[~self.axes.is_fixed(every)].tolist())  # q, k and v are no channels
+        kernel = np.array([*(reason == KERNEL for reason in self.axes.reasons()), False])  # the last: not frozen, -1
+        chosen: Array = every[~self.axes.is_fixed(every) & ~kernel[event[every]]]
+        return chosen
 
-    def _inexact_roots(self) -> set[int]:
+    def _inexact_roots(self) -> Mask:
         lengths = self.labels.constraints.used_as_real()
-        return set(self.axes.atoms_in([*(rows for rows, _ in self.labels.inexact), *lengths]).tolist())
+        inexact = np.zeros(self.axes.count, dtype=bool)
+        inexact[self.axes.atoms_in([*(rows for rows, _ in self.labels.inexact), *lengths])] = True
+        return inexact
 
-    def _signatures(self, rows: Array) -> NDArray[np.uint64]:
-        """One number per root for the set of blocks that it occurs in."""
+    def _occurrences(self) -> tuple[Array, Array]:
+        """Every root with every block that it occurs in, sorted."""
+        table, count = self.axes.table(), len(self.axes.blocks)
+        block = self.axes.block_of(len(table))
+        pairs = [table[:, column] * count + block for column in range(table.shape[1])]
+        found = np.concatenate([own[table[:, column] >= 0] for column, own in enumerate(pairs)])
+        found.sort(kind="stable")  # runs are sorted already
+        found = found[np.diff(found, prepend=-1) > 0]
+        return found // count, found % count
+
+    def _alike(self, atoms: Array, frozen: Mask) -> list[Array]:
+        """Atoms that occur in the same blocks, frozen ones apart: one set after another, by their first."""
+        if not len(atoms):
+            return []
         hashes = np.random.default_rng(0).integers(1, 2**62, len(self.axes.blocks) + 1).astype(np.uint64)
-        block = np.broadcast_to(self.axes.block_of(len(rows))[:, None], rows.shape)[rows >= 0]
-        count = len(self.axes.blocks)
-        pairs = np.sort(rows[rows >= 0] * count + block)
-        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
-        signature = np.zeros(self.axes.count + 1, dtype=np.uint64)
-        np.add.at(signature, pairs // count, hashes[pairs % count])
-        return signature
+        starts = np.flatnonzero(np.diff(self._roots, prepend=-1))
+        signature = np.zeros(self.axes.count, dtype=np.uint64)  # one number for the set of blocks
+        signature[self._roots[starts]] = np.add.reduceat(hashes[self._blocks], starts)
+        kind = signature[atoms] * np.uint64(2) + frozen
+        order = np.argsort(kind, kind="stable")
+        sets = np.split(atoms[order], np.flatnonzero(np.diff(kind[order])) + 1)
+        return sorted(sets, key=lambda members: int(members[0]))
 
-    def _names(self, groups: list[list[int]]) -> list[str]:
+    def _names(self, groups: list[Array]) -> list[str]:
         counted: dict[int, str] = {}
         for path, (rows, _) in self.labels.constraints.attributes.items():
             if rows is not None and len(first := self.axes.atoms_in([rows[:1]])) == 1:
@@ -104,21 +115,23 @@ class _Atoms:
         names: list[str] = []
         used: dict[str, int] = {}
         for members in groups:
-            block = self._maker(members[0])
+            maker = int(members[0])
+            block = self._maker(maker)
             name = block.rsplit(".", 1)[0] if ":" in block and "." in block else block.split(":")[0]
-            if block.endswith("]") and members[0] in counted:
-                name = counted[members[0]]
+            if block.endswith("]") and maker in counted:
+                name = counted[maker]
             used[name] = used.get(name, 0) + 1
             names.append(name if used[name] == 1 else f"{name}#{used[name]}")
         return names
 
     def _maker(self, atom: int) -> str:
         """The block that an atom is named after: the first, unless that only reads the channels and another makes them."""
-        blocks, block_of = self.axes.blocks, self.axes.block_of(self.axes.count)
-        first: str = blocks[int(block_of[atom])]
+        blocks = self.axes.blocks
+        first: str = blocks[int(self.axes.block_of(atom + 1)[atom])]
         if ":" not in first or first.endswith(":0"):
             return first
-        every = [blocks[block] for block in np.unique(block_of[(self.axes.table() == atom).any(1)]).tolist()]
+        start, end = np.searchsorted(self._roots, [atom, atom + 1])
+        every = [blocks[block] for block in self._blocks[start:end].tolist()]
         return next((block for block in every if block.endswith("weight:0")), first)
 
     # -- labels of the graph -------------------------------------------------------------------------------------
@@ -127,12 +140,14 @@ class _Atoms:
         """The label of one dimension; a plain length if no group touches it."""
         if rows is None:
             return size
-        key = (rows.shape, rows.tobytes())  # equal rows are made again and again
-        if key not in self._known:
-            resolved = self.axes.resolve(rows)
-            groups = self.group[resolved]
-            self._known[key] = Dim(groups, self.channel[resolved]) if (groups >= 0).any() else len(rows)
-        return self._known[key]
+        if id(rows) not in self._seen:  # the labels hold all rows, so ids stay unique
+            key = (rows.shape, rows.tobytes())  # equal rows are made again and again
+            if key not in self._known:
+                resolved = self.axes.resolve(rows)
+                groups = self.group[resolved]
+                self._known[key] = Dim(groups, self.channel[resolved]) if (groups >= 0).any() else len(rows)
+            self._seen[id(rows)] = self._known[key]
+        return self._seen[id(rows)]
 
     def dims(self, rows: list[Rows] | None, tensor: Tensor) -> tuple[Dim | int, ...]:
         """The labels of a parameter or buffer."""

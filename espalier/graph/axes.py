@@ -11,115 +11,22 @@ the rows of a fused projection turn into (head, position) pairs when the code vi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from espalier.graph.rows import Array, Rows, crossed, merge, stack, tidy
+from espalier.graph.atoms import FIXED, STUCK, Atoms
+from espalier.graph.rows import Array, Rows, crossed, merge, tidy
 
-MANY = 4096
-ROOM = 16384  # atoms to begin with
 FACTORS = 8  # most atoms that one index may depend on
 
 
-class Axes:
+class Axes(Atoms):
     """The atoms of one trace. Blocks are runs of atoms made together: dimensions of parameters and factors of views."""
 
     def __init__(self) -> None:
-        self.blocks: list[str] = []
-        self.count = 0
-        self._parent = np.arange(ROOM)
-        self._parts = np.full((ROOM, FACTORS), -1)
-        self._block = np.zeros(ROOM, dtype=np.int64)
-        self._fixed = np.zeros(ROOM, dtype=bool)  # read at roots
-        self._stuck = np.zeros(ROOM, dtype=bool)  # frozen so far; read at roots
+        super().__init__()
         self._frozen: list[tuple[Array, str]] = []
-        self._widest = 1  # most parts that any atom is bound to
-        self._table: Array | None = None
-
-    # -- making ------------------------------------------------------------------------------------------------
-
-    def fresh(self, size: int, name: str) -> Array:
-        """Rows of ``size`` new atoms."""
-        start, self.count = self.count, self.count + size
-        while self.count > len(self._parent):
-            more = len(self._parent)
-            self._parent = np.concatenate([self._parent, np.arange(more, 2 * more)])
-            self._parts = np.concatenate([self._parts, np.full((more, FACTORS), -1)])
-            self._block = np.concatenate([self._block, np.zeros(more, dtype=np.int64)])
-            self._fixed = np.concatenate([self._fixed, np.zeros(more, dtype=bool)])
-            self._stuck = np.concatenate([self._stuck, np.zeros(more, dtype=bool)])
-        self._block[start : self.count] = len(self.blocks)
-        self.blocks.append(name)
-        return np.arange(start, self.count)[:, None]
-
-    def fixed(self, size: int, name: str) -> Array:
-        """Rows of ``size`` new atoms that nothing can remove but that tell indices apart (q, k and v of a fused qkv)."""
-        rows = self.fresh(size, name)
-        self._fixed[rows] = True
-        return rows
-
-    # -- looking up --------------------------------------------------------------------------------------------
-
-    def resolve(self, rows: Array) -> Array:
-        """The same rows in terms of free atoms: followed through unions and bindings, left-justified, without repeats."""
-        if rows.size > MANY:
-            return self._resolve_many(rows)
-        rows = self._find(rows)
-        while True:
-            parts = self._parts[rows, : self._widest]
-            bound = (parts[..., 0] >= 0) & (rows >= 0)
-            if not bound.any():
-                return rows
-            expanded = np.where(bound[..., None], parts, -1)
-            expanded[..., 0] = np.where(bound, parts[..., 0], rows)
-            rows = tidy(self._find(expanded.reshape(len(rows), -1)))
-
-    def _resolve_many(self, rows: Array) -> Array:
-        """Long rows repeat few atoms: resolve each of those once."""
-        atoms = self._listed(rows)
-        found = self.resolve(atoms[:, None]) if len(atoms) <= MANY else self.table()[atoms]
-        place = np.full(self.count + 1, len(atoms))
-        place[atoms] = np.arange(len(atoms))
-        found = np.concatenate([found, np.full((1, found.shape[1]), -1)])
-        wide: Array = found[place[rows]].reshape(len(rows), -1)
-        if rows.shape[1] > 1:
-            return tidy(wide)
-        return wide[:, : max(1, int((wide >= 0).any(0).sum()))]  # left-justified, so empty columns are last
-
-    def _listed(self, rows: Array) -> Array:
-        hit = np.zeros(self.count + 1, dtype=bool)  # the last place is that of the padding
-        hit[rows] = True
-        return np.flatnonzero(hit[:-1])
-
-    def table(self) -> Array:
-        """All atoms, resolved; kept until something changes."""
-        if self._table is not None and len(self._table) == self.count:
-            return self._table
-        parts = [self.resolve(np.arange(start, min(start + MANY, self.count))[:, None]) for start in range(0, self.count, MANY)]
-        self._table = stack([(part, len(part)) for part in parts]) if parts else np.empty((0, 1), dtype=np.int64)
-        assert self._table is not None
-        return self._table
-
-    def _find(self, atoms: Array) -> Array:
-        """Roots of atoms; -1 stays -1 because the last parent is never used by an atom with that index."""
-        padded = atoms < 0
-        found = self._parent[atoms]
-        while True:
-            above = self._parent[found]
-            if np.array_equal(above, found):
-                break
-            found = above
-        if padded.any():
-            found = np.where(padded, -1, found)
-        else:
-            self._parent[atoms] = found
-        return found
-
-    def block_of(self, count: int) -> Array:
-        """The block of each of the first ``count`` atoms."""
-        return self._block[:count]
 
     # -- joining -----------------------------------------------------------------------------------------------
 
@@ -129,6 +36,8 @@ class Axes:
             return
         if one is None or other is None:
             self.freeze(one if other is None else other, why)
+            return
+        if self._unite_single(one, other):
             return
         a, b = self._removable(one), self._removable(other)
         if a.shape == b.shape and np.array_equal(a, b):
@@ -146,6 +55,16 @@ class Axes:
         if many.any():
             self._unify_products(self._removable(a[many]), self._removable(b[many]), why)
 
+    def _unite_single(self, one: Array, other: Array) -> bool:
+        """Most rows are one free atom each, on both sides: nothing else than a union is to be done."""
+        if one.shape != other.shape or one.shape[1] != 1:
+            return False
+        a, b = self._find(one[:, 0]), self._find(other[:, 0])
+        if self._state[a].any() or self._state[b].any():
+            return False
+        self._union(a, b)
+        return True
+
     def _unify_products(self, a: Array, b: Array, why: str) -> None:
         if a.shape == b.shape and np.array_equal(a, b):
             return
@@ -158,17 +77,6 @@ class Axes:
             mine, theirs = self.resolve(a[:, column : column + 1]), self.resolve(b[:, column : column + 1])
             live = (a[:, column] >= 0) & (b[:, column] >= 0)
             self.unify(mine[live], theirs[live], why)
-
-    def _union(self, a: Array, b: Array) -> None:
-        while True:
-            a, b = self._find(a), self._find(b)
-            apart = a != b
-            if not apart.any():
-                return
-            a, b = a[apart], b[apart]
-            self._table = None
-            low, high = np.minimum(a, b), np.maximum(a, b)
-            self._parent[high] = low
 
     def _bind(self, atoms: Array, rows: Array, why: str) -> None:
         """Each atom (n, 1) becomes the product of the atoms in its row."""
@@ -184,9 +92,7 @@ class Axes:
             self.freeze(atoms, why)
             self.freeze(rows, why)
             return
-        self._widest, self._table = max(self._widest, rows.shape[1]), None
-        self._parts[first] = -1
-        self._parts[first, : rows.shape[1]] = rows[where]
+        self._bind_to(first, rows[where])
         if len(again):
             self.unify(atoms[again], rows[again], why)
 
@@ -197,34 +103,29 @@ class Axes:
         if rows is not None and rows.size:
             self._frozen.append((rows, reason))
             atoms = self.resolve(rows)
-            self._stuck[atoms[atoms >= 0]] = True
+            self._state[atoms[atoms >= 0]] |= STUCK
 
     def frozen(self) -> dict[int, str]:
         """Free atoms that are frozen, with the first reason."""
-        reasons: dict[int, str] = {}
-        table = self.table()
-        for rows, reason in self._frozen:
-            for atom in np.unique(table[rows[rows >= 0]]).tolist():
-                reasons.setdefault(atom, reason)
-        reasons.pop(-1, None)
-        return reasons
+        number = self.frozen_by()
+        return {atom: self._frozen[number[atom]][1] for atom in np.flatnonzero(number >= 0).tolist()}
 
-    def atoms_in(self, every: Iterable[Rows]) -> Array:
-        """The free atoms in several rows, each once, in order."""
-        hit = np.zeros(self.count + 1, dtype=bool)
-        for rows in every:
-            if rows is not None:
-                hit[rows] = True
-        return self._listed(self.table()[np.flatnonzero(hit[:-1])])
+    def frozen_by(self) -> Array:
+        """For each atom, the number of the first freeze that hit it as a free atom; -1 for none."""
+        table, number = self.table(), np.full(self.count + 1, -1)
+        for event in range(len(self._frozen) - 1, -1, -1):
+            rows = self._frozen[event][0]
+            number[table[rows[rows >= 0]]] = event
+        return number[:-1]
 
-    def is_fixed(self, atoms: Array) -> NDArray[np.bool_]:
-        """Which free atoms only tell indices apart."""
-        return self._fixed[atoms] & (atoms >= 0)
+    def reasons(self) -> list[str]:
+        """Of all freezes, in order."""
+        return [reason for _, reason in self._frozen]
 
     def _removable(self, rows: Array) -> Array:
         """Resolved rows without the atoms that stay anyway: frozen ones, and those that only tell indices apart."""
         rows = self.resolve(rows)
-        staying = (self._fixed[rows] | self._stuck[rows]) & (rows >= 0)
+        staying = (self._state[rows] & (FIXED | STUCK)) > 0
         return tidy(np.where(staying, -1, rows)) if staying.any() else rows
 
     # -- products ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from espalier.graph.axes import Axes
 from espalier.graph.integers import Attribute, Expression, Length, Origin
-from espalier.graph.rows import Rows, merge, stack
+from espalier.graph.rows import Rows, alive_in, merge, stack
 
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv}
 FEW, TRIES, SMALL = 3, 16, 128  # lengths of short dimensions agree by chance more often
@@ -86,34 +86,40 @@ class Constraints:
 
     def used_as_real(self) -> Iterator[Rows]:
         """The dimensions whose lengths enter the results as real numbers."""
-        waiting = list(self.real)
-        while waiting:
-            origin = waiting.pop()
-            if isinstance(origin, Expression):
-                waiting += [origin.left, origin.right]
-            elif (found := self._rows(origin)) is not None:
-                yield found[0]
+        return (rows for origin in self.real for rows, _ in self._lengths(origin))
 
     # -- trying ------------------------------------------------------------------------------------------------
 
     def _broken(self, demands: Sequence[Demand]) -> list[Demand]:
-        axes, count = self.axes, self.axes.count
-        if not demands:
+        axes = self.axes
+        lengths = [rows for demand in demands for rows, _ in self._lengths(demand.origin)]
+        counted = axes.listed([*lengths, *(demand.rows for demand in demands)])
+        if not len(counted):
             return []
-        table = axes.table()
-        immortal = np.zeros(count + 1, dtype=bool)
-        immortal[list(axes.frozen())] = True
-        immortal[:count] |= axes.is_fixed(np.arange(count))
-        immortal[-1] = True  # the padding
-        generator, found = np.random.default_rng(0), []
+        counted_as = axes.table()[counted]
+        free = axes.listed([counted_as])
+        mortal = free[(axes.frozen_by()[free] < 0) & ~axes.is_fixed(free)]
+        generator, found = np.random.default_rng(0), dict[int, Demand]()
+        alive = np.ones(axes.count + 1, dtype=bool)  # the last place is that of the padding
         for number in range(TRIES):
-            alive = immortal | (generator.random(count + 1) < 0.6)
-            alive[:count] = alive[table].all(1)  # of bound atoms too
-            for demand in demands if number < FEW else [demand for demand in demands if demand.size <= SMALL]:
+            tried = demands if number < FEW else [demand for demand in demands if demand.size <= SMALL]
+            if not tried:
+                break
+            alive[mortal] = generator.random(len(mortal)) < 0.6
+            alive[counted] = alive_in(counted_as, alive)  # of bound atoms too
+            for demand in tried:
                 wanted = self._value(demand.origin, alive)
-                if wanted is not None and wanted != _count(demand.rows, demand.size, alive) and demand not in found:
-                    found.append(demand)
-        return found
+                if wanted is not None and wanted != _count(demand.rows, demand.size, alive):
+                    found.setdefault(id(demand), demand)
+        return list(found.values())
+
+    def _lengths(self, origin: Origin) -> Iterator[tuple[Rows, int]]:
+        """The dimensions that a number comes from."""
+        if isinstance(origin, Expression):
+            yield from self._lengths(origin.left)
+            yield from self._lengths(origin.right)
+        elif (found := self._rows(origin)) is not None:
+            yield found
 
     def _value(self, origin: Origin, alive: NDArray[np.bool_]) -> int | None:
         """What a number is after a cut; None where it depends on an attribute that is nowhere used alone."""
@@ -177,15 +183,9 @@ class Constraints:
     def _freeze(self, demand: Demand) -> None:
         why = f"its length is computed in a way that a cut would break ({demand.where})"
         self.axes.freeze(demand.rows, why)
-        self._freeze_origin(demand.origin, why)
-
-    def _freeze_origin(self, origin: Origin, why: str) -> None:
-        if isinstance(origin, Expression):
-            self._freeze_origin(origin.left, why)
-            self._freeze_origin(origin.right, why)
-        elif (found := self._rows(origin)) is not None:
-            self.axes.freeze(found[0], why)
+        for rows, _ in self._lengths(demand.origin):
+            self.axes.freeze(rows, why)
 
 
 def _count(rows: Rows, size: int, alive: NDArray[np.bool_]) -> int:
-    return size if rows is None else int(alive[rows].all(1).sum())
+    return size if rows is None else int(alive_in(rows, alive).sum())

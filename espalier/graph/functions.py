@@ -16,14 +16,6 @@ from espalier.graph.rows import merge
 
 SIZED = {"view": 1, "reshape": 1, "expand": 1, "repeat": 1, "new_zeros": 1, "new_ones": 1, "new_empty": 1, "new_full": 1}
 MADE = {"zeros", "ones", "empty", "rand", "randn", "full"}
-KEYWORDS = {
-    "view": "size",
-    "reshape": "shape",
-    "expand": "size",
-    "repeat": "repeats",
-    "full": "size",
-    "layer_norm": "normalized_shape",
-}
 ARGUMENT = {
     "layer_norm": (1, "normalized_shape"), "rms_norm": (1, "normalized_shape"), "group_norm": (1, "num_groups"),
     "pad": (1, "pad"),

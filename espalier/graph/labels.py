@@ -14,7 +14,7 @@ from torch import Tensor
 from espalier.graph.axes import Axes
 from espalier.graph.constraints import Constraints
 from espalier.graph.integers import Traced, may_change, origin_of, plain
-from espalier.graph.rows import Array, Rows, merge
+from espalier.graph.rows import Array, Rows
 
 Dims = list[Rows]
 
@@ -200,10 +200,6 @@ class Labels:
     def split(self, rows: Rows, sizes: tuple[int, int], free: tuple[bool, bool]) -> tuple[Rows, Rows]:
         """Rows of the two factors of a dimension."""
         return self.axes.split(rows, sizes, free, self.module)
-
-    def product(self, outer: tuple[Rows, int], inner: tuple[Rows, int]) -> Rows:
-        """Rows of a dimension that is the product of two."""
-        return merge([outer, inner])
 
     def note_products(self, *operands: Tensor) -> None:
         """A layer whose result is used for more than the query of an attention cannot take over a change of its scale."""

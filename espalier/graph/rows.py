@@ -44,13 +44,26 @@ def _widened(rows: Rows, size: int, width: int) -> Array:
 
 
 def tidy(rows: Array) -> Array:
-    """Without repeats in a row, and padding at the end."""
-    for column in range(1, rows.shape[1]):
-        repeated = (rows[:, :column] == rows[:, column : column + 1]).any(1)
+    """Without repeats in a row, and padding at the end. Columns are few and compared one by one: numpy is slow along them."""
+    width = rows.shape[1]
+    if width == 1:
+        return rows
+    for column in range(1, width):
+        repeated = rows[:, 0] == rows[:, column]
+        for earlier in range(1, column):
+            repeated |= rows[:, earlier] == rows[:, column]
         if repeated.any():
             rows[repeated, column] = -1
-    if (rows < 0).any():
-        rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
-        used = max(1, int((rows >= 0).sum(1).max(initial=0)))
-        rows = rows[:, :used]
-    return rows
+    missing = rows < 0
+    if any((missing[:, column] > missing[:, column + 1]).any() for column in range(width - 1)):
+        rows = np.take_along_axis(rows, np.argsort(missing, axis=1, kind="stable"), axis=1)
+    used = sum(1 for column in range(width) if (rows[:, column] >= 0).any())
+    return rows[:, : max(1, used)]
+
+
+def alive_in(rows: Array, alive: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which indices are left when these atoms are: those whose atoms are all alive. ``alive[-1]`` is for the padding."""
+    left: NDArray[np.bool_] = alive[rows[:, 0]]
+    for column in range(1, rows.shape[1]):
+        left &= alive[rows[:, column]]
+    return left

@@ -1,4 +1,4 @@
-"""Run a model once and label every tensor that it computes.
+"""Label every tensor that a model computes.
 
 Two modes watch. The function mode sees Python-level calls, with the integers as the code wrote them; the dispatch mode sees
 the operations below, after composite functions have been taken apart, and applies their rules.
@@ -7,8 +7,7 @@ the operations below, after composite functions have been taken apart, and appli
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from espalier.graph import rules
+from espalier.graph.calls import Calls, modules_followed
 from espalier.graph.functions import REPLACED, attention, frame_of
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
@@ -144,32 +144,12 @@ def _traced(value: Any, path: str, labels: Labels) -> Any:
 
 
 @contextlib.contextmanager
-def modules_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
-    """Know at any time which module is running."""
-    handles = []
-    stack: list[str] = []
-
-    def enter(path: str, *_: object) -> None:
-        stack.append(path)
-        labels.module = path
-
-    def leave(*_: object) -> None:
-        stack.pop()
-        labels.module = stack[-1] if stack else ""
-
-    for path, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            handles.append(module.register_forward_pre_hook(functools.partial(enter, path), prepend=True))
-            handles.append(module.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        labels.module = ""
-        for handle in handles:
-            handle.remove()
-
-
-def run(model: nn.Module, inputs: tuple[Sequence[Any], dict[str, Any]], labels: Labels, *, meta: bool) -> Any:
-    """One labelled forward pass of a replica."""
-    with modules_followed(model, labels), integers_traced(model, labels), Functions(labels), Operations(labels, meta=meta):
-        return model(*inputs[0], **inputs[1])
+def labelled(model: nn.Module, labels: Labels, *, meta: bool) -> Iterator[Calls]:
+    """Label what a replica computes inside."""
+    with (
+        modules_followed(model, labels) as calls,
+        integers_traced(model, labels),
+        Functions(labels),
+        Operations(labels, meta=meta),
+    ):
+        yield calls

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from espalier.errors import EspalierError
 from espalier.graph.assemble import assemble
 from espalier.graph.graph import ChannelGraph, Group
 from espalier.graph.labels import Labels
-from espalier.graph.replica import Inputs, as_call, named_tensors, on_meta, quiet, replica, tensors_in
+from espalier.graph.passes import Passes, both_passes, first_line
+from espalier.graph.replica import as_call, named_tensors, on_meta, quiet, replica, tensors_in
 from espalier.graph.rows import Rows
-from espalier.graph.tracer import run
 from espalier.graph.trial import Trial, freeze_what_breaks
 from espalier.wrappers import unwrap
 
@@ -75,19 +73,7 @@ def _rows_of(labels: Labels, group: Group) -> Rows:
     return None if rows is None else rows[member.index.numpy() >= 0]
 
 
-@dataclass
-class _Done:
-    """A stand-in and what its passes told."""
-
-    model: nn.Module
-    inputs: Inputs
-    meta: bool
-    labels: Labels = field(default_factory=Labels)
-    notes: list[str] = field(default_factory=list)
-    shapes: list[torch.Size] = field(default_factory=list)
-
-
-def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Done:
+def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Passes:
     """Labels of both passes: on meta if that works, else with values."""
     if not any(True for _ in tensors_in([args, kwargs])):
         raise EspalierError(
@@ -96,47 +82,18 @@ def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _
     if not any(tensor.numel() for tensor in tensors_in([args, kwargs])):
         raise EspalierError("The tensors in example_inputs are empty: give at least one item.")
     try:
-        return _both_passes(_Done(replica(model, meta=True), on_meta((args, kwargs)), True))
+        return both_passes(Passes(replica(model, meta=True), on_meta((args, kwargs)), True))
     except EspalierError:
         raise
     except Exception as first:
-        done = _Done(replica(model, meta=False), (args, kwargs), False)
-        done.notes.append(f"Run with values, since without them: {_first_line(first)}")
+        done = Passes(replica(model, meta=False), (args, kwargs), False)
+        done.notes.append(f"Run with values, since without them: {first_line(first)}")
         try:
-            return _both_passes(done)
+            return both_passes(done)
         except EspalierError:
             raise
         except Exception as error:
             raise EspalierError(
                 f"The {type(model).__name__} does not run on these example inputs ({type(error).__name__}: "
-                f"{_first_line(error)}); give inputs that its forward takes."
+                f"{first_line(error)}); give inputs that its forward takes."
             ) from first
-
-
-def _both_passes(done: _Done) -> _Done:
-    done.model.eval()
-    done.shapes = _pass(done)
-    costs = len(done.labels.work), len(done.labels.activations)
-    try:
-        done.model.train()
-        _pass(done)
-    except Exception as error:
-        done.notes.append(
-            f"In training mode the model does not run on these inputs ({_first_line(error)}): traced in evaluation mode."
-        )
-    del done.labels.work[costs[0] :], done.labels.activations[costs[1] :]  # costs are those of inference
-    done.notes += done.labels.faults
-    return done
-
-
-def _pass(done: _Done) -> list[torch.Size]:
-    done.labels.adopt(named_tensors(done.model))
-    out = list(tensors_in(run(done.model, done.inputs, done.labels, meta=done.meta)))
-    for tensor in out:
-        for rows in done.labels.of(tensor):
-            done.labels.axes.freeze(rows, "reaches the model's output")
-    return [tensor.shape for tensor in out]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.masks import LayerSparsity
+from espalier.methods.shrinkage import Shrinkage
 
 
 @dataclass
@@ -111,6 +112,10 @@ class Run(ABC):
     @abstractmethod
     def layers(self) -> list[LayerSparsity]:
         """The selected weights, one by one."""
+
+    def shrinkage(self) -> Shrinkage | None:
+        """What was cut so far; None for methods that do not cut."""
+        return None
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -140,9 +140,18 @@ class Pruner:
         return self.run.layers()
 
     def stats(self) -> dict[str, float | int]:
-        """Numbers for your own logger: sparsity, sparsity_all, sparsity_target, step, progress."""
+        """Numbers for your own logger: sparsity, sparsity_all, sparsity_target, step, progress.
+
+        For methods that cut also keep_macs and keep_params (shares that are left) and, once there is one, stability (the newest
+        score of the indicator).
+        """
         zeros = sum(layer.zeros for layer in self.layers())
-        return {
+        shrinkage, more = self.run.shrinkage(), {}
+        if shrinkage is not None:
+            more = {"keep_macs": shrinkage.keep_macs, "keep_params": shrinkage.keep_params}
+            scores = [check.score for check in shrinkage.checks if check.score is not None]
+            more |= {"stability": scores[-1]} if scores else {}
+        return more | {
             "sparsity": self.sparsity,
             "sparsity_all": zeros / sum(p.numel() for p in self.model.parameters()),
             "sparsity_target": self.run.target,
@@ -179,6 +188,7 @@ class Pruner:
             sparsity=float(stats["sparsity"]),
             sparsity_all=float(stats["sparsity_all"]),
             layers=tuple(self.layers()),
+            shrinkage=self.run.shrinkage(),
         )
         self.detach()
         return self._report

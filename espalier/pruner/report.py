@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from espalier.masks import LayerSparsity
+from espalier.methods import Shrinkage
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Report:
         sparsity: share of the selected weights that is zero.
         sparsity_all: share of all parameters (biases, norms and unselected layers included) that is zero.
         layers: the selected weights, one by one.
+        shrinkage: what was cut, for methods that cut.
     """
 
     method: str
@@ -26,9 +28,12 @@ class Report:
     sparsity: float
     sparsity_all: float
     layers: tuple[LayerSparsity, ...]
+    shrinkage: Shrinkage | None = None
 
     def summary(self) -> str:
-        """A line for the whole and a line for each layer."""
+        """A line for the whole and a line for each layer, or what was cut."""
+        if self.shrinkage is not None:
+            return f"{self.method}, {self.steps} of {self.total_steps} steps: {self.shrinkage.summary()}"
         width = max((len(layer.name) for layer in self.layers), default=0)
         head = (
             f"{self.method}: {self.sparsity:.2%} of the selected weights and {self.sparsity_all:.2%} of all parameters are "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from espalier.graph.integers import may_change
 from espalier.graph.labels import KERNEL, Labels
-from espalier.graph.rows import Rows
+from espalier.graph.rows import Rows, merge
 from espalier.graph.rules.matmul import layer
 from espalier.graph.rules.registry import Arguments, rule
 
@@ -62,7 +62,7 @@ def _grouped(
         mine, inside = labels.split(source, (groups, sizes[0] // groups), free)
         labels.unify(outer, mine, op)
         labels.unify(inner, inside, op)
-        outputs = labels.product((outer, groups), (few, width // groups))
+        outputs = merge([(outer, groups), (few, width // groups)])
     else:
         mine, inside = labels.split(source, (groups, sizes[0] // groups), free)
         outer, _ = labels.split(many, (groups, sizes[1] // groups), free)
@@ -79,13 +79,12 @@ def _grouped(
     "_batch_norm_with_update", "_batch_norm_no_update", "_native_batch_norm_legit_functional", "batch_norm",
 )  # fmt: skip
 def batch_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
-    """Channels are dimension 1; the others are averaged over, in training (or always: standardised weights)."""
+    """Channels are dimension 1; the others are averaged over, if only in training."""
     x = given["input"]
     channels = labels.of(x)[1]
-    if given.get("training", op == "_batch_norm_with_update"):
-        for dim, rows in enumerate(labels.of(x)):
-            if dim != 1:
-                labels.note_inexact(rows, op)
+    for dim, rows in enumerate(labels.of(x)):
+        if dim != 1:
+            labels.note_inexact(rows, op)
     for name in ("weight", "bias", "running_mean", "running_var"):
         if isinstance(given.get(name), Tensor):
             labels.unify(channels, labels.of(given[name])[0], op)

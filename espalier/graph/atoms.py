@@ -1,0 +1,161 @@
+"""The atoms of a trace: which are one (union-find), which are products of others, which have to stay.
+
+What atoms and rows are is told in ``axes.py``. All is written for few calls on long arrays: a trace asks thousands of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.graph.rows import Array, Rows, stack, tidy
+
+MANY = 4096
+ROOM = 16384  # atoms to begin with
+
+BOUND, FIXED, STUCK, PADDING = 1, 2, 4, 8  # bits of an atom's state; read at roots
+
+
+class Atoms:
+    """Atoms and what is known of each. Blocks are runs of atoms made together."""
+
+    def __init__(self) -> None:
+        self.blocks: list[str] = []
+        self.count = 0
+        self._parent = np.arange(ROOM)
+        self._block = np.zeros(ROOM, dtype=np.int64)
+        self._state = np.zeros(ROOM, dtype=np.uint8)
+        self._parts = np.empty((ROOM, 0), dtype=np.int64)  # what a bound atom is the product of
+        self._parent[-1], self._state[-1] = -1, PADDING  # -1 is found in the last place, which no atom gets
+        self._table: Array | None = None
+
+    # -- making ------------------------------------------------------------------------------------------------
+
+    def fresh(self, size: int, name: str) -> Array:
+        """Rows of ``size`` new atoms."""
+        start, self.count = self.count, self.count + size
+        while self.count >= len(self._parent):
+            self._grow()
+        self._block[start : self.count] = len(self.blocks)
+        self.blocks.append(name)
+        return np.arange(start, self.count)[:, None]
+
+    def fixed(self, size: int, name: str) -> Array:
+        """Rows of ``size`` new atoms that nothing can remove but that tell indices apart (q, k and v of a fused qkv)."""
+        rows = self.fresh(size, name)
+        self._state[rows] = FIXED
+        return rows
+
+    def _grow(self) -> None:
+        room = len(self._parent)
+        self._parent = np.concatenate([self._parent[:-1], np.arange(room - 1, 2 * room)])
+        self._block = np.concatenate([self._block, np.zeros(room, dtype=np.int64)])
+        self._state = np.concatenate([self._state[:-1], np.zeros(room + 1, dtype=np.uint8)])
+        self._parts = np.concatenate([self._parts, np.full((room, self._parts.shape[1]), -1)])
+        self._parent[-1], self._state[-1] = -1, PADDING
+
+    # -- looking up --------------------------------------------------------------------------------------------
+
+    def resolve(self, rows: Array) -> Array:
+        """The same rows in terms of free atoms: followed through unions and bindings, left-justified, without repeats."""
+        if self._table is not None and len(self._table) == self.count + 1:
+            return _replaced(rows, self._table)
+        if rows.size > MANY:
+            return self._resolve_many(rows)
+        rows = self._find(rows)
+        while (bound := (self._state[rows] & BOUND) > 0).any():
+            expanded = np.where(bound[..., None], self._parts[rows], -1)
+            expanded[..., 0] = np.where(bound, expanded[..., 0], rows)
+            rows = tidy(self._find(expanded.reshape(len(rows), -1)))
+        return rows
+
+    def _resolve_many(self, rows: Array) -> Array:
+        """Long rows repeat few atoms: resolve each of those once."""
+        atoms = self.listed([rows])
+        if len(atoms) > MANY:
+            self.table()
+            return self.resolve(rows)
+        place = np.full(self.count + 1, len(atoms))
+        place[atoms] = np.arange(len(atoms))
+        return _replaced(place[rows], _with_padding(self.resolve(atoms[:, None])))
+
+    def listed(self, every: Iterable[Rows]) -> Array:
+        """The atoms in several rows, each once, in order."""
+        hit = np.zeros(self.count + 1, dtype=bool)  # the last place is that of the padding
+        for rows in every:
+            if rows is not None:
+                hit[rows] = True
+        return np.flatnonzero(hit[:-1])
+
+    def atoms_in(self, every: Iterable[Rows]) -> Array:
+        """The free atoms in several rows, each once, in order."""
+        return self.listed([self.table()[self.listed(every)]])
+
+    def table(self) -> Array:
+        """All atoms, resolved; kept until something changes."""
+        if self._table is None or len(self._table) != self.count + 1:
+            every = np.arange(self.count)
+            roots = self._find(every)
+            bound = np.flatnonzero((roots == every) & ((self._state[: self.count] & BOUND) > 0))
+            parts = [self.resolve(bound[start : start + MANY, None]) for start in range(0, len(bound), MANY)]
+            made = stack([(part, len(part)) for part in parts])
+            found = np.full((self.count, 1 if made is None else made.shape[1]), -1)
+            found[:, 0] = every
+            if made is not None:
+                found[bound] = made
+            self._table = _with_padding(found[roots])
+        return self._table[:-1]
+
+    def _find(self, atoms: Array) -> Array:
+        """Roots of atoms; that of the padding is the padding."""
+        found = self._parent[atoms]
+        above = self._parent[found]
+        if (above == found).all():
+            return found
+        while not (above == found).all():
+            found, above = above, self._parent[above]
+        self._parent[atoms] = found
+        return found
+
+    def block_of(self, count: int) -> Array:
+        """The block of each of the first ``count`` atoms."""
+        return self._block[:count]
+
+    def is_fixed(self, atoms: Array) -> NDArray[np.bool_]:
+        """Which free atoms only tell indices apart."""
+        return (self._state[atoms] & FIXED) > 0
+
+    # -- joining -----------------------------------------------------------------------------------------------
+
+    def _union(self, a: Array, b: Array) -> None:
+        """Make roots one."""
+        while (apart := a != b).any():
+            self._table = None
+            low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+            self._parent[high] = low
+            a, b = self._find(low), self._find(high)
+
+    def _bind_to(self, atoms: Array, rows: Array) -> None:
+        """Roots become the products of the atoms in their rows."""
+        missing = rows.shape[1] - self._parts.shape[1]
+        if missing > 0:
+            self._parts = np.pad(self._parts, ((0, 0), (0, missing)), constant_values=-1)
+        self._table = None
+        self._parts[atoms] = -1
+        self._parts[atoms, : rows.shape[1]] = rows
+        self._state[atoms] |= BOUND
+
+
+def _with_padding(table: Array) -> Array:
+    """A last row, found at -1, that is nothing but padding."""
+    return np.concatenate([table, np.full((1, table.shape[1]), -1)])
+
+
+def _replaced(rows: Array, table: Array) -> Array:
+    """Each atom of the rows replaced by the row that a table has for it."""
+    if rows.shape[1] > 1:
+        return tidy(table[rows].reshape(len(rows), -1))
+    found = table[rows[:, 0]]
+    return found[:, : max(1, int((found >= 0).any(0).sum()))]  # left-justified, so empty columns are last
