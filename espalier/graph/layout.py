@@ -55,7 +55,7 @@ class Places:
         """(row,) -> for each key a vector of its dimension's length: the sum over its members of what their channels have."""
         padded = torch.cat((row, row.new_zeros(1)))
         spread: dict[Place, Tensor] = {}
-        for key, index in zip(self.members, torch.split(self.index, self.lengths), strict=True):
+        for key, index in zip(self.members, torch.split(self.index, list(self.lengths)), strict=True):
             place = self.keys[key]
             spread[place] = padded[index] if place not in spread else spread[place] + padded[index]
         return spread
@@ -87,7 +87,7 @@ class Layout:
 
     def split(self, row: Tensor) -> dict[Group, Tensor]:
         """(total,) -> (size,) for each group."""
-        return dict(zip(self.groups, torch.split(row, self.sizes), strict=True))
+        return dict(zip(self.groups, torch.split(row, list(self.sizes)), strict=True))
 
     def join(self, parts: Mapping[Group, Tensor]) -> Tensor:
         """(size,) for each group -> (total,)."""

@@ -23,7 +23,8 @@ so lambda = dE / lr. ``exposure=None`` uses the paper's lambda, growing at every
 
 Departures: optimizer states survive the cut (the paper's code starts a new optimizer); a global ranking over closed-form MACs
 instead of pruned copies, so the budget is met from below; the start rule of the ImageNet code everywhere (the CIFAR code has a
-fixed epoch); widths in multiples that run fast (``round_to=1`` for the paper's); cost weighting off. Progressive cutting is ours.
+fixed epoch); widths in multiples that run fast (``round_to=1`` for the paper's); cost weighting off. Progressive cutting is
+ours.
 """
 
 from __future__ import annotations
