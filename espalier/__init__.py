@@ -15,7 +15,24 @@ from espalier.exporting import export
 from espalier.files import save_model as save
 from espalier.graph import ChannelGraph, Group, trace
 from espalier.masks import LayerSparsity, patterns
-from espalier.methods import AGP, EPI, METHODS, OCP, OCSP, Dense, Follow, Iterative, Method, OneShot, PruneAt
+from espalier.methods import (
+    AGP,
+    EPI,
+    METHODS,
+    OCP,
+    OCSP,
+    Dense,
+    EarlyBird,
+    Follow,
+    Force,
+    GReg,
+    Iterative,
+    Method,
+    NetworkSlimming,
+    OneShot,
+    PruneAt,
+    TrainPruneFinetune,
+)
 from espalier.profiling import profile
 from espalier.pruner import Pruner, Report
 from espalier.rebuild import load
@@ -38,16 +55,21 @@ __all__ = [
     "Cost",
     "Dense",
     "DistributedDataParallel",
+    "EarlyBird",
     "EspalierError",
     "Follow",
+    "Force",
+    "GReg",
     "Group",
     "Iterative",
     "LayerSparsity",
     "Method",
+    "NetworkSlimming",
     "OneShot",
     "PruneAt",
     "Pruner",
     "Report",
+    "TrainPruneFinetune",
     "compact",
     "cost",
     "criteria",

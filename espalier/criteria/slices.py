@@ -41,11 +41,7 @@ def filters(model: nn.Module, layout: Layout, *, norms_first: bool = False) -> P
         layout: the channels.
         norms_first: groups that run through a norm are seen through its scale alone.
     """
-    made = {
-        f"{name}.weight" if name else "weight": int(isinstance(module, TRANSPOSED))
-        for name, module in model.named_modules()
-        if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
-    }
+    made = _made_along(model)
     scales = set(_norm_scales(model))
     wanted: dict[Group, Callable[[Member], bool]] = {}
     for group in layout.groups:
@@ -55,6 +51,25 @@ def filters(model: nn.Module, layout: Layout, *, norms_first: bool = False) -> P
         choices.append(lambda member: not member.name.endswith("bias"))
         wanted[group] = next((c for c in choices if any(map(c, group.members))), choices[-1])
     return layout.places(parameters(model), lambda group, member: wanted[group](member))
+
+
+def readers(model: nn.Module, layout: Layout) -> Places:
+    """The slices that read a channel: columns of linear layers and of convolutions.
+
+    Groups that no such layer reads are seen through all their weights.
+    """
+    made = _made_along(model)
+    read = {
+        group: {
+            (member.name, member.dim) for member in group.members if member.name in made and member.dim == 1 - made[member.name]
+        }
+        for group in layout.groups
+    }
+
+    def reads(group: Group, member: Member) -> bool:
+        return (member.name, member.dim) in read[group] or not (read[group] or member.name.endswith("bias"))
+
+    return layout.places(parameters(model), reads)
 
 
 def slice_sums(tensors: Mapping[str, Tensor], keys: Sequence[Place], power: float) -> list[Tensor]:
@@ -85,6 +100,15 @@ def slice_products(
             if tensors[name].dim() == 1 and shift in gradients:
                 found[position] = found[position] + product(shift)
     return found
+
+
+def _made_along(model: nn.Module) -> dict[str, int]:
+    """Weight of a convolution or linear layer -> the dimension of what it makes."""
+    return {
+        f"{name}.weight" if name else "weight": int(isinstance(module, TRANSPOSED))
+        for name, module in model.named_modules()
+        if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
+    }
 
 
 def _along(keys: Sequence[Place], tensor_of: Callable[[str], Tensor], prepare: Callable[[Tensor], Tensor]) -> list[Tensor]:

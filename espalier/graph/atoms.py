@@ -65,7 +65,7 @@ class Atoms:
         if rows.size > MANY:
             return self._resolve_many(rows)
         rows = self._find(rows)
-        while (bound := (self._state[rows] & BOUND) > 0).any():
+        while np.count_nonzero(bound := (self._state.take(rows) & BOUND) > 0):
             expanded = np.where(bound[..., None], self._parts[rows], -1)
             expanded[..., 0] = np.where(bound, expanded[..., 0], rows)
             rows = tidy(self._find(expanded.reshape(len(rows), -1)))
@@ -110,12 +110,12 @@ class Atoms:
 
     def _find(self, atoms: Array) -> Array:
         """Roots of atoms; that of the padding is the padding."""
-        found = self._parent[atoms]
-        above = self._parent[found]
-        if (above == found).all():
+        found = self._parent.take(atoms)
+        above = self._parent.take(found)
+        if not np.count_nonzero(above != found):
             return found
-        while not (above == found).all():
-            found, above = above, self._parent[above]
+        while np.count_nonzero(above != found):
+            found, above = above, self._parent.take(above)
         self._parent[atoms] = found
         return found
 
@@ -131,9 +131,11 @@ class Atoms:
 
     def _union(self, a: Array, b: Array) -> None:
         """Make roots one."""
-        while (apart := a != b).any():
+        while count := np.count_nonzero(apart := a != b):
             self._table = None
-            low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+            if count < len(a):
+                a, b = a[apart], b[apart]
+            low, high = np.minimum(a, b), np.maximum(a, b)
             self._parent[high] = low
             a, b = self._find(low), self._find(high)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from espalier.graph.atoms import FIXED, STUCK, Atoms
+from espalier.graph.atoms import BOUND, FIXED, STUCK, Atoms
 from espalier.graph.rows import Array, Rows, crossed, merge, tidy
 
 FACTORS = 8  # most atoms that one index may depend on
@@ -56,13 +56,30 @@ class Axes(Atoms):
             self._unify_products(self._removable(a[many]), self._removable(b[many]), why)
 
     def _unite_single(self, one: Array, other: Array) -> bool:
-        """Most rows are one free atom each, on both sides: nothing else than a union is to be done."""
+        """The quick way where every index is one atom on both sides, and nothing has to stay. False if it is not so."""
         if one.shape != other.shape or one.shape[1] != 1:
             return False
         a, b = self._find(one[:, 0]), self._find(other[:, 0])
-        if self._state[a].any() or self._state[b].any():
+        if np.count_nonzero(self._state.take(a)):
+            a, b = b, a
+        mine, theirs = self._state.take(a), self._state.take(b)
+        if np.count_nonzero(mine):
             return False
-        self._union(a, b)
+        if not np.count_nonzero(theirs):
+            self._union(a, b)
+            return True
+        return bool((theirs == BOUND).all()) and self._join(a, b)
+
+    def _join(self, atoms: Array, bound: Array) -> bool:
+        """Free atoms become one with bound ones, if their products have nothing that stays, and nothing of their own."""
+        factors = self.resolve(bound[:, None])
+        if (self._state[factors] & (FIXED | STUCK)).any() or np.isin(atoms, factors).any():
+            return False
+        self._parent[atoms] = bound
+        if (self._parent[atoms] != bound).any():  # one atom for several bound ones: these have to be unified
+            self._parent[atoms] = atoms
+            return False
+        self._table = None
         return True
 
     def _unify_products(self, a: Array, b: Array, why: str) -> None:
@@ -125,8 +142,8 @@ class Axes(Atoms):
     def _removable(self, rows: Array) -> Array:
         """Resolved rows without the atoms that stay anyway: frozen ones, and those that only tell indices apart."""
         rows = self.resolve(rows)
-        staying = (self._state[rows] & (FIXED | STUCK)) > 0
-        return tidy(np.where(staying, -1, rows)) if staying.any() else rows
+        staying = (self._state.take(rows) & (FIXED | STUCK)) > 0
+        return tidy(np.where(staying, -1, rows)) if np.count_nonzero(staying) else rows
 
     # -- products ----------------------------------------------------------------------------------------------
 

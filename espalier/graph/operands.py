@@ -11,15 +11,13 @@ from torch import Tensor
 
 def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of an ATen operation by name, defaults included."""
-    given = dict(_defaults(func))
-    given.update(zip(given, args, strict=False))
-    given.update(kwargs)
-    return given
+    defaults = _defaults(func)
+    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
 
 
 @functools.cache
-def _defaults(func: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in func._schema.arguments)
+def _defaults(func: Any) -> dict[str, Any]:
+    return {a.name: a.default_value if a.has_default_value() else None for a in func._schema.arguments}
 
 
 def tensors_among(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,7 @@ def both_passes(done: Passes) -> Passes:
         before = _held(model)
         with training_watched(model, calls) if watch else contextlib.nullcontext():
             out = model(*done.inputs[0], **done.inputs[1])
-        watch = watch and _same_objects(before, _held(model))  # a model that keeps something may do something else the next time
+        watch = watch and _same_objects(before, _held(model))  # what a model keeps may change its next run
         done.shapes = _frozen(labels, out)
         costs = len(labels.work), len(labels.activations)
         model.train()
@@ -96,12 +97,11 @@ def _held(model: nn.Module) -> list[Any]:
     """What the modules hold."""
     held: list[Any] = []
     for module in model.modules():
-        for value in module.__dict__.values():
-            held.append(value)
-            if isinstance(value, dict):
-                held += value.values()
-            elif isinstance(value, list):
-                held += value
+        values = module.__dict__.values()
+        held += values
+        for value in values:
+            if value and type(value) in (dict, OrderedDict, list):
+                held += value if type(value) is list else value.values()
     return held
 
 

@@ -38,9 +38,12 @@ def stack(parts: Sequence[tuple[Rows, int]]) -> Rows:
 
 
 def _widened(rows: Rows, size: int, width: int) -> Array:
-    if rows is None:
-        return np.full((size, width), -1)
-    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
+    if rows is not None and rows.shape[1] == width:
+        return rows
+    wide = np.full((size, width), -1)
+    if rows is not None:
+        wide[:, : rows.shape[1]] = rows
+    return wide
 
 
 def tidy(rows: Array) -> Array:
@@ -55,8 +58,9 @@ def tidy(rows: Array) -> Array:
         if repeated.any():
             rows[repeated, column] = -1
     missing = rows < 0
-    if any((missing[:, column] > missing[:, column + 1]).any() for column in range(width - 1)):
-        rows = np.take_along_axis(rows, np.argsort(missing, axis=1, kind="stable"), axis=1)
+    gaps = np.flatnonzero((missing[:, :-1] > missing[:, 1:]).any(1))
+    if len(gaps):
+        rows[gaps] = np.take_along_axis(rows[gaps], np.argsort(missing[gaps], axis=1, kind="stable"), axis=1)
     used = sum(1 for column in range(width) if (rows[:, column] >= 0).any())
     return rows[:, : max(1, used)]
 

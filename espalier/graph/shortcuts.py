@@ -1,9 +1,13 @@
-"""The meta device: constants that the code builds elsewhere are brought there, and long decompositions are cut short."""
+"""The meta device: constants that the code builds elsewhere are brought there, and long decompositions are cut short.
+
+Torch works out many shapes in Python, at up to a millisecond an operation. The shortcuts here know the shapes of results for the
+arguments that models use. They return None for all others, above all for those that do not fit together: trial cuts rely on
+the refusal of the operation itself.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,98 +16,166 @@ from torch import Tensor
 from espalier.graph.modes import TorchDispatchMode
 
 
-def _batch_norm(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
-    channels = x.shape[1]
-    return x.new_empty(x.shape), x.new_empty(channels), x.new_empty(channels)
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")
 
 
-def _layer_norm(x: Tensor, normalized_shape: Any, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
-    count = len(normalized_shape)
-    statistic = (*x.shape[: x.dim() - count], *[1] * count)
-    return x.new_empty(x.shape), x.new_empty(statistic), x.new_empty(statistic)
+def _like(x: Tensor) -> Tensor:
+    """``torch.empty_like``, which takes its time on meta."""
+    if x.is_contiguous():
+        return _empty(x.shape, x)
+    return torch.empty_like(x)
+
+
+# -- entry by entry ------------------------------------------------------------------------------------------------
+
+
+def _elementwise(*args: Any) -> Tensor | None:
+    whole = _whole(args)
+    return None if whole is None else _like(whole)
+
+
+def _in_place(*args: Any) -> Tensor | None:
+    whole = _whole(args)
+    return args[0] if whole is not None and whole.numel() == args[0].numel() else None
+
+
+def _whole(args: Sequence[Any]) -> Tensor | None:
+    """The operand that has dtype and shape of the result: the others are equal, or spread along what it has."""
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    if len(tensors) == 1:
+        return tensors[0] if tensors[0].is_floating_point() else None  # integers times 0.5 are none
+    whole = max(tensors, key=Tensor.numel)
+    fits = all(tensor.dtype == whole.dtype and _spreads(tensor.shape, whole.shape) for tensor in tensors)
+    return whole if fits else None
+
+
+def _spreads(small: Sequence[int], large: Sequence[int]) -> bool:
+    if small == large:
+        return True
+    if len(small) > len(large):
+        return False
+    return all(one in (1, other) for one, other in zip(reversed(small), reversed(large), strict=False))
+
+
+def _masked_fill(x: Tensor, mask: Tensor, *_: Any) -> Tensor | None:
+    return _like(x) if _spreads(mask.shape, x.shape) else None
+
+
+def _roll(x: Tensor, *_: Any) -> Tensor | None:
+    return _like(x) if x.is_contiguous() else None
+
+
+# -- layers --------------------------------------------------------------------------------------------------------
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, extra: Any, groups: int
+) -> Tensor | None:
+    count = x.dim() - 2
+    if transposed or weight.dim() != x.dim() or not len(stride) == len(padding) == len(dilation) == count > 0:
+        return None
+    if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups or not _are(len(weight), bias) or not x.numel():
+        return None
+    settings = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    pixels = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in settings]
+    return _empty((x.shape[0], weight.shape[0], *pixels), x) if min(pixels) > 0 else None
+
+
+def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    if x.dim() < 2 or not _are(channels := x.shape[1], *(value for value in rest[:4] if isinstance(value, Tensor))):
+        return None
+    return _like(x), _empty((channels,), x), _empty((channels,), x)
+
+
+def _layer_norm(x: Tensor, normalized_shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    shape, count = list(normalized_shape), x.dim() - len(normalized_shape)
+    if count < 0 or list(x.shape[count:]) != shape or not all(t is None or list(t.shape) == shape for t in (weight, bias)):
+        return None
+    statistic = (*x.shape[:count], *[1] * len(shape))
+    return _empty(x.shape, x), _empty(statistic, x), _empty(statistic, x)
 
 
 def _group_norm(
     x: Tensor, weight: Any, bias: Any, n: int, c: int, hxw: int, group: int, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty((n, group)), x.new_empty((n, group))
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    if c % group or x.numel() != n * c * hxw or not _are(c, weight, bias):
+        return None
+    return _like(x), _empty((n, group), x), _empty((n, group), x)
 
 
-def _like_the_largest(*args: Any, **_: Any) -> Tensor:
-    tensors = [value for value in args if isinstance(value, Tensor)]
-    return torch.empty_like(max(tensors, key=Tensor.numel))
+def _are(length: int, *vectors: Any) -> bool:
+    """Whether vectors, where there are any, have a length."""
+    return all(vector is None or vector.shape[0] == length for vector in vectors)
 
 
-def _itself(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return x
+# -- matrices, joins -----------------------------------------------------------------------------------------------
+
+
+def _addmm(bias: Tensor, one: Tensor, two: Tensor, *rest: Any) -> Tensor | None:
+    if rest or one.dim() != 2 or two.dim() != 2 or one.shape[1] != two.shape[0] or not bias.dtype == one.dtype == two.dtype:
+        return None
+    shape = (one.shape[0], two.shape[1])
+    return _empty(shape, one) if _spreads(bias.shape, shape) else None
+
+
+def _bmm(one: Tensor, two: Tensor, *rest: Any) -> Tensor | None:
+    if rest or one.dim() != 3 or two.dim() != 3 or one.shape[::2] != two.shape[:2] or one.dtype != two.dtype:
+        return None
+    return _empty((*one.shape[:2], two.shape[2]), one)
+
+
+def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+    first = tensors[0]
+    shapes = [list(tensor.shape) for tensor in tensors]
+    lengths = [shape.pop(dim) for shape in shapes if -len(shape) <= dim < len(shape)]
+    if len(lengths) < len(shapes) or any(shape != shapes[0] for shape in shapes):
+        return None
+    if not all(tensor.dtype == first.dtype and tensor.is_contiguous() for tensor in tensors):
+        return None
+    shape = list(first.shape)
+    shape[dim] = sum(lengths)
+    return _empty(shape, first)
 
 
 ELEMENTWISE = frozenset(
     {"add", "sub", "mul", "div", "gelu", "relu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "clone"}
     | {"_softmax", "_safe_softmax"}
 )
-NORMS: dict[str, Callable[..., Any]] = {
+SHORTCUTS: dict[str, Callable[..., Any]] = {
+    "masked_fill": _masked_fill,
+    "roll": _roll,
+    "convolution": _convolution,
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm,
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
+    "addmm": _addmm,
+    "bmm": _bmm,
+    "cat": _cat,
+    **{name: _elementwise for name in ELEMENTWISE},
+    **{f"{name}_": _in_place for name in ELEMENTWISE},
 }
-
-
-def shortcut(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
-    """A quick way to the shapes of an operation's results, if there is one for these arguments."""
-    if name in ELEMENTWISE:
-        return _like_the_largest if _is_simple(args, kwargs) else None
-    if name.endswith("_") and name[:-1] in ELEMENTWISE:
-        return _itself if _is_simple(args, kwargs) and _spans(args) else None
-    return NORMS[name] if name in NORMS and not kwargs and _fits(name, args) else None
-
-
-def _is_simple(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """One dtype, and one operand has the shape of the result: the others are equal, or spread along what it has."""
-    tensors = [value for value in args if isinstance(value, Tensor)]
-    if not tensors or any(isinstance(value, Tensor) or key in ("out", "memory_format") for key, value in kwargs.items()):
-        return False
-    whole = max(tensors, key=Tensor.numel)
-    return all(tensor.dtype == whole.dtype and _spreads(tensor.shape, whole.shape) for tensor in tensors)
-
-
-def _spans(args: Sequence[Any]) -> bool:
-    """Whether an operation in place has room for its result."""
-    return all(tensor.numel() <= args[0].numel() for tensor in args if isinstance(tensor, Tensor))
-
-
-def _spreads(small: Sequence[int], large: Sequence[int]) -> bool:
-    if len(small) > len(large):
-        return False
-    return all(one in (1, other) for one, other in zip(reversed(small), reversed(large), strict=False))
-
-
-def _fits(name: str, args: Any) -> bool:
-    """Whether the arguments agree, as the operation itself would have checked: trial cuts rely on the refusal."""
-    x = args[0]
-    if name.startswith(("native_batch", "_native_batch")):
-        return all(t is None or t.shape[0] == x.shape[1] for t in args[1:5] if t is None or isinstance(t, Tensor))
-    if name == "native_layer_norm":
-        shape = list(args[1])
-        return list(x.shape[x.dim() - len(shape) :]) == shape and all(t is None or list(t.shape) == shape for t in args[2:4])
-    n, c, hxw, group = args[3:7]
-    return c % group == 0 and math.prod(x.shape) == n * c * hxw and all(t is None or t.shape[0] == c for t in args[1:3])
+HARMLESS = {"alpha", "approximate"}  # keywords that change values only
 
 
 def run_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """An operation on meta tensors, and on constants that the code built on the processor."""
-    args, kwargs = [_meta(value) for value in args], {key: _meta(value) for key, value in kwargs.items()}
-    quick = shortcut(func.overloadpacket.__name__, args, kwargs)
-    return func(*args, **kwargs) if quick is None else quick(*args)
+    args = [_meta(value) for value in args]
+    quick = SHORTCUTS.get(func.overloadpacket.__name__)
+    if quick is not None and HARMLESS.issuperset(kwargs):
+        found = quick(*args)
+        if found is not None:
+            return found
+    return func(*args, **{key: _meta(value) for key, value in kwargs.items()})
 
 
 def _meta(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value if value.is_meta else value.to("meta")
     if isinstance(value, tuple | list):
-        return [_meta(item) for item in value]
+        return [_meta(item) for item in value] if value and not isinstance(value[0], int) else value
     return torch.device("meta") if isinstance(value, torch.device) else value
 
 

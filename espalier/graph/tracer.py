@@ -7,7 +7,9 @@ the operations below, after composite functions have been taken apart, and appli
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,6 +67,22 @@ def _pick(shape: torch.Size, dim: int | None = None) -> Any:
     return shape if dim is None else shape[dim]
 
 
+@dataclass(frozen=True)
+class _Operation:
+    """What is the same in every call of an ATen operation."""
+
+    name: str
+    rule: rules.Rule | None
+    makes: bool  # whether results have memory of their own
+
+
+@functools.cache
+def _described(func: Any) -> _Operation:
+    name, schema = func.overloadpacket.__name__, func._schema
+    makes = not schema.is_mutable and not any(result.alias_info for result in schema.returns)
+    return _Operation(name, rules.find(name, func.tags), makes)
+
+
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Applies the rule of every operation."""
 
@@ -75,23 +93,18 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with without_functions():
-            out = self._run(func, args, kwargs)
-            self._label(func, arguments_of(func, args, kwargs), out)
+            out = run_on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
+            results = out if isinstance(out, tuple | list) else (out,)
+            if any(isinstance(result, Tensor) for result in results):
+                self._label(_described(func), arguments_of(func, args, kwargs), out, list(tensors_among(results)))
         return out
 
-    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return run_on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
-
-    def _label(self, func: Any, given: dict[str, Any], out: Any) -> None:
-        labels, name = self.labels, func.overloadpacket.__name__
-        results = out if isinstance(out, tuple | list) else (out,)
-        if not any(isinstance(result, Tensor) for result in results):
-            return
-        rule = rules.find(name, func.tags)
+    def _label(self, operation: _Operation, given: dict[str, Any], out: Any, results: list[Tensor]) -> None:
+        labels, name = self.labels, operation.name
         try:
-            if rule is None:
+            if operation.rule is None:
                 raise LookupError
-            rule(labels, name, given, out)
+            operation.rule(labels, name, given, out)
         except LookupError:
             _unknown(labels, name, given)
         except Exception as error:  # a fault of a rule must not stop anybody's training
@@ -100,11 +113,11 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
             _unknown(labels, name, given)
         newest = labels.newest(*tensors_among(given.values()))
-        for result in tensors_among(results) if newest else ():
+        for result in results if newest else ():
             labels.put_newest(result, newest)
-        if not func._schema.is_mutable and not any(result.alias_info for result in func._schema.returns):
+        if operation.makes:
             for result in results:
-                if isinstance(result, Tensor) and result.numel():
+                if result.numel():
                     lengths = tuple(zip(labels.of(result), result.shape, strict=True))
                     labels.activations.append(Product(labels.module, name, lengths))
 

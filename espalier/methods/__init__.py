@@ -3,8 +3,11 @@
 from espalier.methods.agp import AGP
 from espalier.methods.base import Clock, Gradients, Method, Run, Site
 from espalier.methods.dense import Dense
+from espalier.methods.earlybird import EarlyBird
 from espalier.methods.epi import EPI
 from espalier.methods.follow import Follow
+from espalier.methods.force import Force
+from espalier.methods.greg import GReg
 from espalier.methods.iterative import Iterative
 from espalier.methods.ocp import OCP
 from espalier.methods.ocsp import OCSP
@@ -12,9 +15,22 @@ from espalier.methods.oneshot import OneShot
 from espalier.methods.pruneat import PruneAt
 from espalier.methods.scheduled import Scheduled
 from espalier.methods.shrinkage import Check, Cut, Shrinkage
+from espalier.methods.slimming import NetworkSlimming
 from espalier.methods.structured import Structured
+from espalier.methods.trainprunefinetune import TrainPruneFinetune
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Dense, OneShot, Iterative, AGP, OCP, Follow, OCSP, EPI, PruneAt)}
+WEIGHT_METHODS: tuple[type[Method], ...] = (Dense, OneShot, Iterative, AGP, OCP, Follow)
+CHANNEL_METHODS: tuple[type[Method], ...] = (
+    OCSP,
+    EPI,
+    PruneAt,
+    Force,
+    TrainPruneFinetune,
+    NetworkSlimming,
+    EarlyBird,
+    GReg,
+)
+METHODS: dict[str, type[Method]] = {m.name: m for m in (*WEIGHT_METHODS, *CHANNEL_METHODS)}
 
 __all__ = [
     "AGP",
@@ -26,10 +42,14 @@ __all__ = [
     "Clock",
     "Cut",
     "Dense",
+    "EarlyBird",
     "Follow",
+    "Force",
+    "GReg",
     "Gradients",
     "Iterative",
     "Method",
+    "NetworkSlimming",
     "OneShot",
     "PruneAt",
     "Run",
@@ -37,4 +57,5 @@ __all__ = [
     "Shrinkage",
     "Site",
     "Structured",
+    "TrainPruneFinetune",
 ]

@@ -58,6 +58,12 @@ class Gradients:
     found_inf: Tensor | None = None
     optimizer: Optimizer | None = None
 
+    def are_for(self, parameter: Tensor) -> bool:
+        """Whether the stepping optimizer is about to use the gradient of ``parameter``."""
+        if self.optimizer is None:
+            return True
+        return any(parameter is p for group in self.optimizer.param_groups for p in group["params"])
+
     def unscaled(self, gradient: Tensor) -> Tensor:
         """The true gradient; zeros if the step is about to be skipped for infinities."""
         if self.scale is not None:

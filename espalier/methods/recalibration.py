@@ -1,7 +1,9 @@
-"""Batch-norm statistics after a cut: averaged anew over some batches, without touching anything else."""
+"""Running a model in the midst of its training: to look at gradients, or to renew batch-norm statistics after a cut."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -13,9 +15,26 @@ from espalier.inputs import Call
 from espalier.methods.base import Site
 
 
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, *, buffers: bool = True) -> Iterator[None]:
+    """Leave training flags, random state and (unless they are the purpose) buffers as they were found."""
+    flags = {module: module.training for module in model.modules()}
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if buffers else []
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+            yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
+
+
 @torch.no_grad()
 def recalibrate(site: Site, count: int) -> None:
-    """Replace running means and variances by those of ``count`` batches. Random state and training flags stay as they are.
+    """Replace running means and variances by plain averages over ``count`` batches.
 
     Args:
         site: its ``batches`` give inputs, or pairs of inputs and anything else.
@@ -25,12 +44,10 @@ def recalibrate(site: Site, count: int) -> None:
     norms = [norm for norm in norms if norm.running_mean is not None]
     if not norms or site.batches is None:
         return
-    flags = {module: module.training for module in site.model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    devices = [device for device in {p.device for p in site.model.parameters()} if device.type != "cpu"]
     seen = 0
     try:
-        with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+        with undisturbed(site.model, buffers=False):
             site.model.eval()  # dropout and the like stay off
             for norm in norms:
                 norm.reset_running_stats()
@@ -40,8 +57,6 @@ def recalibrate(site: Site, count: int) -> None:
                 Call.of(_inputs_of(batch))(site.model)
                 seen += 1
     finally:
-        for module, flag in flags.items():
-            module.training = flag
         for norm, momentum in momenta.items():
             norm.momentum = momentum
     if not seen:

@@ -36,6 +36,7 @@ from espalier.masks import LayerSparsity
 from espalier.methods.base import Gradients, Method, Run, Site
 from espalier.methods.recalibration import recalibrate
 from espalier.methods.shrinkage import Check, Cut, Shrinkage
+from espalier.surgery import changes_made, last_change
 from espalier.surgery.channels import cut
 
 BUDGETS = ("keep_macs", "keep_params", "max_macs", "max_params", "prune_channels")
@@ -137,7 +138,7 @@ class StructuredRun(Run):
         self.selections: list[Selection] = []
         self.checks: list[Check] = []
         self.made: list[Cut] = []
-        self._step, self._cutting = 0, False
+        self._step, self._looked, self._cutting = 0, 0, False
         self._check_inputs()
         self._trace()
         whole = cost(self.graph)
@@ -181,6 +182,7 @@ class StructuredRun(Run):
     def before_update(self, gradients: Gradients) -> None:
         if not self.searching:
             return
+        self._keep_up()
         if self.criterion.uses_gradients:
             self._observe(gradients)
         self.every_step(gradients)
@@ -188,7 +190,7 @@ class StructuredRun(Run):
     @torch.no_grad()
     def after_update(self) -> None:
         step = self.site.clock.step
-        if not self.searching or step == self._step:  # the second of several optimizers: this step was looked at
+        if not self.searching or step <= self._step:  # the second of several optimizers: this step was looked at
             return
         self._step = step
         self.after_step()
@@ -201,7 +203,9 @@ class StructuredRun(Run):
     @torch.no_grad()
     def finish(self) -> None:
         if self.searching:
-            if self._step < self.site.clock.step or not self.keep:
+            self._keep_up()
+            if self._looked < self.site.clock.step:
+                self._step = self.site.clock.step
                 self.look()
             self.remove(self.keep, "finish")
         least = {name: getattr(cost(self.graph), name.removeprefix("max_")) for name in ("max_macs", "max_params")}
@@ -213,7 +217,8 @@ class StructuredRun(Run):
 
     def look(self) -> None:
         """Choose the channels that would stay now, and compare the choice with earlier ones."""
-        self.keep = self._agree(self._choose() if is_leader(self.site.process_group) else {})
+        self.keep = self._choose() if self.site.process_group is None else self._agree()
+        self._looked = self._step
         self._observed.zero_()
         self._seen = 0
         if self.indicator is not None:
@@ -273,24 +278,31 @@ class StructuredRun(Run):
             budget["prune_channels"] = max(0.0, round(method.prune_channels * first) - (first - present)) / present
         return budget
 
-    def _agree(self, keep: dict[Group, Tensor]) -> dict[Group, Tensor]:
-        """The leader's choice, on every rank."""
-        if self.site.process_group is None:
-            return keep
+    def _agree(self) -> dict[Group, Tensor]:
+        """The leader's choice, on every rank; no bits at all tell the others that it could not choose."""
         device = next(self.site.model.parameters()).device
-        bits = torch.zeros(sum(group.size for group in self.groups), dtype=torch.uint8)
-        if keep:
-            bits = torch.from_numpy(np.concatenate([_as_mask(group, keep[group]) for group in self.groups]).astype(np.uint8))
+        bits, refusal = torch.zeros(sum(group.size for group in self.groups), dtype=torch.uint8), None
+        if is_leader(self.site.process_group):
+            try:
+                keep = self._choose()
+                bits = torch.from_numpy(np.concatenate([_as_mask(group, keep[group]) for group in self.groups]).astype(np.uint8))
+            except EspalierError as error:
+                refusal = error
         bits = bits.to(device)
         broadcast(bits, self.site.process_group)
+        if refusal is not None:
+            raise refusal
+        if not bits.any():
+            raise EspalierError("Rank 0 could not choose the channels that stay, and has raised an error that says why.")
         parts = torch.split(bits.cpu(), [group.size for group in self.groups])
         return {group: part.nonzero().flatten() for group, part in zip(self.groups, parts, strict=True)}
 
     def _observe(self, gradients: Gradients) -> None:
+        """Gradients of the optimizer that steps; those of another one come when that steps, unscaled then."""
         tensors, fresh = dict(self.site.model.named_parameters()), {}
         for name in self._names:
             parameter = tensors[name]
-            if parameter.grad is not None:
+            if parameter.grad is not None and gradients.are_for(parameter):
                 fresh[name] = gradients.unscaled(parameter.grad.to_dense())
         detached = {name: tensors[name].detach() for name in self._names}
         self._observed += self.criterion.contribution(detached, fresh, self._places)
@@ -301,12 +313,15 @@ class StructuredRun(Run):
     def remove(self, keep: Mapping[Group, Tensor], why: str) -> None:
         """Make the cut; ends the search unless it is a part ("faded") of a progressive one."""
         check_equal(self.site.model.parameters(), self.site.process_group, "The weights")
-        self.searching = why == "faded"
+        if why == "latest" and self.indicator is not None:
+            self._warn_of_time_out()
         self._cutting = True
         try:
             cut(self.site.model, keep, optimizer=self.site.optimizers, followers=self.site.followers)
         finally:
             self._cutting = False
+        self.searching = why == "faded"
+        self._note_changes()
         left = cost(self.graph)
         self.made.append(Cut(self.site.clock.step, why, left.macs, left.params))
         if self.method.recalibrate:
@@ -327,10 +342,23 @@ class StructuredRun(Run):
             if self.searching:
                 self.look()
 
+    def _keep_up(self) -> None:
+        """A state dict of other shapes may have been loaded, without the optimizer's that would have told us."""
+        if self._changes != changes_made():
+            last = self._last_change
+            self._note_changes()
+            if self._last_change != last:
+                self.reshaped()
+
+    def _note_changes(self) -> None:
+        self._changes, self._last_change = changes_made(), last_change(self.site.model.parameters())
+
     def _trace(self) -> None:
+        self._note_changes()
         self.graph: ChannelGraph = trace(self.site.model, self.site.example_inputs)
         self._lay_out()
-        self.weights = {name: p for name, p in self.site.model.named_parameters() if name in self.layout.names()}
+        names = set(self.layout.names())
+        self.weights = {name: p for name, p in self.site.model.named_parameters() if name in names}
 
     def _lay_out(self) -> None:
         """Everything that is fixed between two cuts."""
@@ -392,6 +420,16 @@ class StructuredRun(Run):
                 stacklevel=5,
             )
 
+    def _warn_of_time_out(self) -> None:
+        assert self.indicator is not None
+        score = self.checks[-1].score if self.checks else None
+        warnings.warn(
+            f"The selection of channels had not settled after {self._step} of {self.site.clock.total} steps (the last score of "
+            f"the {self.indicator.name} indicator is {'none yet' if score is None else f'{score:.3f}'}): they leave now all the "
+            f"same, as latest says. Check more often, lower the threshold, or raise latest.",
+            stacklevel=2,
+        )
+
     # -- reading and resuming ---------------------------------------------------------------------------------------
 
     sparsity = 0.0
@@ -415,18 +453,20 @@ class StructuredRun(Run):
 
     def state_dict(self) -> dict[str, Any]:
         masks = [np.concatenate(selection) for selection in self.selections]
-        kept = [_as_mask(group, self.keep[group]) for group in self.groups if group in self.keep]
+        there = self.groups if self.searching else []  # after the last cut the groups are as wide as what was kept
+        kept = [_as_mask(group, self.keep[group]) for group in there if group in self.keep]
         return {
             "searching": self.searching,
             "step": self._step,
             "dense": dict(self.dense),
             "sizes": dict(self.sizes),
-            "keep": torch.from_numpy(np.concatenate(kept)) if kept and self.searching else torch.zeros(0, dtype=torch.bool),
+            "keep": torch.from_numpy(np.concatenate(kept)) if kept else torch.zeros(0, dtype=torch.bool),
             "selections": torch.from_numpy(np.stack(masks)) if masks and self.searching else torch.zeros(0, 0),
             "checks": [[check.step, check.similarity, check.score] for check in self.checks],
             "cuts": [[one.step, one.reason, one.macs, one.params] for one in self.made],
             "observed": self._observed.clone(),
             "seen": self._seen,
+            "looked": self._looked,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -435,15 +475,15 @@ class StructuredRun(Run):
         self.dense, self.sizes = dict(state["dense"]), dict(state["sizes"])
         self.checks = [Check(*row) for row in state["checks"]]
         self.made = [Cut(*row) for row in state["cuts"]]
-        self._seen = state["seen"]
+        self._seen, self._looked = state["seen"], state["looked"]
         if len(state["observed"]) == len(self._observed):
             self._observed.copy_(state["observed"])
         self.keep, self.selections = {}, []
         if self.searching:
             sizes = [group.size for group in self.groups]
             bounds = np.cumsum(sizes)[:-1]
-            self.selections = [np.split(row, bounds) for row in state["selections"].numpy()]
-            parts = torch.split(state["keep"], sizes)
+            self.selections = [np.split(row, bounds) for row in state["selections"].cpu().numpy()]
+            parts = torch.split(state["keep"].cpu(), sizes)
             self.keep = {group: part.nonzero().flatten() for group, part in zip(self.groups, parts, strict=True)}
 
 

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 import espalier as es
-from espalier import schedules
 from espalier.errors import EspalierError
-from espalier.masks.patterns import PATTERNS, Pattern
 from espalier.methods.scheduled import Scheduled
-from espalier.recipes.recipe import nearest
+from espalier.methods.structured import BUDGETS, Structured
+from espalier.recipes.arguments import (
+    SCHEDULES,
+    parse_channel_criterion,
+    parse_indicator,
+    parse_pattern,
+    parse_schedule,
+)
+from espalier.recipes.recipe import apply_overrides, nearest
 from espalier.recipes.spec import PruningSpec
 
-SCHEDULES: dict[str, type[schedules.Schedule]] = {
-    "one-cycle": schedules.OneCycle,
-    "step": schedules.Step,
-    "staircase": schedules.Staircase,
-    "cubic": schedules.Cubic,
-    "linear": schedules.Linear,
-    "cosine": schedules.Cosine,
-    "exponential": schedules.Exponential,
-    "dense-sparse-dense": schedules.DenseSparseDense,
-    "constant": schedules.Constant,
-}
+# Written in epochs in a recipe, in steps or shares of the training in the library.
+IN_EPOCHS = {"checks_per_epoch": "check_every", "at_epoch": "at"}
+# How channels are ranked belongs to a method; where and under which budget it cuts is the same for all that are compared.
+_RANKING = ("criterion", "scope", "normalise")
 
 
-def build_method(spec: PruningSpec) -> Any:
+def build_method(spec: PruningSpec, *, epochs: int | None = None, steps_per_epoch: int | None = None) -> Any:
     """Make the method that the recipe names.
+
+    Args:
+        spec: the section.
+        epochs: of the whole training, which `at_epoch` is a part of; None: not known yet, any will do.
+        steps_per_epoch: optimizer steps, which `checks_per_epoch` are spread over; None: not known yet.
 
     Raises:
         EspalierError: unknown method or argument (the nearest known one is named), or a combination it refuses.
@@ -36,32 +43,25 @@ def build_method(spec: PruningSpec) -> Any:
     Example:
         >>> build_method(PruningSpec(method="ocp", sparsity=0.9)).sparsity
         0.9
+        >>> build_method(PruningSpec(method="prune-at", keep_macs=0.5, at_epoch=5), epochs=20).at
+        0.25
     """
     method = _method_class(spec.method)
     known = method_arguments(spec.method)
-    given = spec.args
-    if takes_sparsity(spec.method) and spec.sparsity is None:
-        raise EspalierError(f"The method {spec.method!r} needs pruning.sparsity, such as pruning.sparsity=0.9.")
+    _check_target(spec, known)
+    given = _without_epochs(spec, known, epochs, steps_per_epoch)
     if "sparsity" in known:
         given["sparsity"] = spec.sparsity
     elif spec.method in SCHEDULES:
         given["curve"] = spec.method
     for key in given:
         if key not in known:
-            raise EspalierError(f"The method {spec.method!r} has no argument {key!r}: {nearest(key, known)}")
+            raise EspalierError(f"The method {spec.method!r} has no argument {key!r}: {nearest(key, _writable(known))}")
     for key in ("include", "exclude"):
         if not isinstance(given.get(key, []), (list, str, type(None))):  # the method itself refuses a text
             raise EspalierError(f"pruning.{key} must be a list of name patterns, such as [layer1.*], not {given[key]!r}.")
-    if not isinstance(given.get("criterion", ""), str):
-        raise EspalierError(
-            f"pruning.criterion must be a name that `espalier list criteria` shows, not {given['criterion']!r}."
-        )
-    if "pattern" in given:
-        given["pattern"] = parse_pattern(given["pattern"])
-    if isinstance(given.get("curve"), (str, dict)):
-        given["curve"] = parse_schedule(given["curve"], spec.sparsity)
     try:
-        return method(**given)
+        return method(**_parsed(given, spec.sparsity, cuts=method.cuts))
     except (TypeError, AttributeError) as error:
         raise EspalierError(f"The recipe's pruning section does not fit {spec.method!r} ({error}).") from None
 
@@ -72,22 +72,147 @@ def method_arguments(name: str) -> list[str]:
 
 
 def takes_sparsity(name: str) -> bool:
-    """Whether the method has a target at all."""
+    """Whether the method has a share of zeros as its target."""
     return bool({"sparsity", "curve"} & set(method_arguments(name)))
 
 
-def for_method(spec: PruningSpec, method: str, sparsity: float | None) -> PruningSpec:
+def cuts(name: str) -> bool:
+    """Whether the method cuts channels, and so takes a budget."""
+    return _method_class(name).cuts
+
+
+def budgets_of(name: str) -> list[str]:
+    """What a method may be given as its target."""
+    return [key for key in ("sparsity", *BUDGETS) if key in method_arguments(name)]
+
+
+def for_method(
+    spec: PruningSpec,
+    method: str,
+    sparsity: float | None = None,
+    *,
+    keep_macs: float | None = None,
+    own: Sequence[str] = (),
+) -> PruningSpec:
     """The same pruning section with another method: arguments that only the old one has are left out.
 
-    What both take (scope, pattern, criterion, include, ...) says *where* to prune and is kept, so that methods are
-    compared on the same weights.
+    What both take (pattern, include, rounding, budget, ...) says *where* and *how much* to prune and is kept, so that methods
+    are compared on the same terms. Masks of weights and cuts of channels have nothing in common.
+
+    Args:
+        spec: the section.
+        method: the other method.
+        sparsity: its share of zeros, if it takes one.
+        keep_macs: its budget in place of the section's, if it cuts.
+        own: `key=value` texts that hold for this method alone; a budget among them replaces any other.
     """
     known = method_arguments(method)
     if sparsity is not None and not 0 <= sparsity < 1:
         raise EspalierError(f"A sparsity is a share of at least 0 and less than 1, such as 0.9; got {sparsity:g}.")
-    where = [f.name for f in dataclasses.fields(Scheduled)]
-    kept = {k: v for k, v in spec.args.items() if k in known and (method == spec.method or k in where)}
-    return PruningSpec(method=method, sparsity=sparsity if takes_sparsity(method) else None, **kept)
+    raw: dict[str, Any] = {"sparsity": sparsity if takes_sparsity(method) else None}
+    raw |= {key: value for key, value in spec.args.items() if key in _writable(known) and _is_shared(key, spec.method, method)}
+    if keep_macs is not None and cuts(method):
+        raw = {key: value for key, value in raw.items() if key not in BUDGETS} | {"keep_macs": keep_macs}
+    given = {text.partition("=")[0].partition(".")[0].strip() for text in own}
+    replaced = {other for pair in IN_EPOCHS.items() if given & set(pair) for other in pair}
+    replaced |= set(BUDGETS) if given & set(BUDGETS) else set()
+    raw = {key: value for key, value in raw.items() if key not in replaced}
+    raw = apply_overrides({"pruning": raw}, [f"pruning.{text}" for text in own])["pruning"]
+    try:
+        return PruningSpec(**({"method": method} | raw))
+    except ValidationError:
+        raise EspalierError(f"{', '.join(own)} does not fit the method {method!r}: a sparsity is a share below 1.") from None
+
+
+def as_prune_at(spec: PruningSpec, epoch: float) -> PruningSpec:
+    """A section of a method that cuts, as the same cut at a fixed epoch: same ranking, caps, widths and budget.
+
+    Arguments that the method leaves at defaults of its own are written out.
+    """
+    raw = {key: value for key, value in spec.args.items() if key in _writable(method_arguments("prune-at"))}
+    if cuts(spec.method):
+        method = build_method(spec)
+        for field in dataclasses.fields(Structured):
+            value = getattr(method, field.name)
+            if field.name not in raw and value != field.default and isinstance(value, str | int | float):
+                if field.name != "check_every":  # a placeholder while steps are not known
+                    raw[field.name] = value
+    raw = {key: value for key, value in raw.items() if key not in ("at", "at_epoch")}
+    return PruningSpec(method="prune-at", at_epoch=int(epoch) if epoch == int(epoch) else epoch, **raw)
+
+
+def _is_shared(key: str, old: str, new: str) -> bool:
+    """Whether an argument of one method means the same for another."""
+    if old == new:
+        return True
+    if cuts(old) or cuts(new):
+        fields = {field.name for field in dataclasses.fields(Structured)} - set(_RANKING) | {"checks_per_epoch"}
+        return cuts(old) and cuts(new) and key in fields
+    return key in {field.name for field in dataclasses.fields(Scheduled)}
+
+
+def _writable(known: Sequence[str]) -> list[str]:
+    """Arguments as a recipe may write them."""
+    return [*known, *(key for key, stands_for in IN_EPOCHS.items() if stands_for in known)]
+
+
+def _check_target(spec: PruningSpec, known: Sequence[str]) -> None:
+    """A share of zeros for methods that zero weights, a budget for those that cut channels."""
+    name = spec.method
+    if takes_sparsity(name):
+        if spec.sparsity is None:
+            raise EspalierError(f"The method {name!r} needs pruning.sparsity, such as pruning.sparsity=0.9.")
+    elif spec.sparsity is not None:
+        instead = "give a budget such as pruning.keep_macs=0.5, and" if cuts(name) else "to train it,"
+        raise EspalierError(f"The method {name!r} takes no pruning.sparsity: {instead} set pruning.sparsity=null.")
+    for key in spec.args:
+        if key in BUDGETS and key not in known:
+            those = ", ".join(other for other in es.METHODS if cuts(other))
+            raise EspalierError(f"The method {name!r} takes no pruning.{key}: that is a budget of methods that cut ({those}).")
+
+
+def _without_epochs(
+    spec: PruningSpec, known: Sequence[str], epochs: int | None, steps_per_epoch: int | None
+) -> dict[str, Any]:
+    """The arguments with what is written in epochs turned into steps and shares."""
+    given = spec.args
+    for key, stands_for in IN_EPOCHS.items():
+        if key not in given or stands_for not in known:
+            continue
+        value = given.pop(key)
+        if value is None:
+            continue
+        if given.get(stands_for) is not None:
+            raise EspalierError(f"Give pruning.{key} or pruning.{stands_for}, not both.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (key != "at_epoch" and not value):
+            raise EspalierError(f"pruning.{key} is a number{'' if key == 'at_epoch' else ' above 0'}; got {value!r}.")
+        if key == "at_epoch":
+            if epochs is not None and value > epochs:
+                raise EspalierError(f"pruning.at_epoch={value} comes after the end of a training of {epochs} epochs.")
+            given[stands_for] = min(1.0, value / epochs) if epochs is not None else 0.5
+        else:
+            given[stands_for] = max(1, round(steps_per_epoch / value)) if steps_per_epoch is not None else 1
+    return given
+
+
+def _parsed(given: dict[str, Any], sparsity: float | None, *, cuts: bool) -> dict[str, Any]:
+    """The arguments with names and mappings turned into objects."""
+    made = dict(given)
+    if cuts:
+        if "criterion" in made:
+            made["criterion"] = parse_channel_criterion(made["criterion"])
+        if made.get("indicator") is not None:
+            made["indicator"] = parse_indicator(made["indicator"])
+        return made
+    if not isinstance(made.get("criterion", ""), str):
+        raise EspalierError(
+            f"pruning.criterion must be a name that `espalier list criteria` shows, not {made['criterion']!r}."
+        )
+    if "pattern" in made:
+        made["pattern"] = parse_pattern(made["pattern"])
+    if isinstance(made.get("curve"), (str, dict)):
+        made["curve"] = parse_schedule(made["curve"], sparsity)
+    return made
 
 
 def _method_class(name: str) -> type[es.Method]:
@@ -97,41 +222,3 @@ def _method_class(name: str) -> type[es.Method]:
     if name in SCHEDULES:
         return es.Follow
     raise EspalierError(f"The method {name!r} is unknown: {nearest(name, [*es.METHODS, *SCHEDULES])}")
-
-
-def parse_pattern(text: object) -> Pattern:
-    """Read `weight`, `kernel`, `filter`, `2:4` (N:M) or `block:4x4`.
-
-    Example:
-        >>> parse_pattern("2:4")
-        NM(n=2, m=4)
-    """
-    try:
-        text = str(text)
-        if ":" in text and text.partition(":")[0].isdigit():
-            n, m = text.split(":")
-            return PATTERNS["n:m"](int(n), int(m))  # type: ignore[call-arg]
-        kind, _, size = text.partition(":")
-        if kind == "block" and size:
-            rows, columns = size.split("x")
-            return PATTERNS["block"](int(rows), int(columns))  # type: ignore[call-arg]
-        return PATTERNS[text]()
-    except (KeyError, ValueError) as error:
-        if isinstance(error, EspalierError):
-            raise
-        known = "weight, kernel, filter, N:M such as 2:4, block:ROWSxCOLUMNS such as block:4x4"
-        raise EspalierError(f"The pattern {text!r} is unknown: known are {known}.") from None
-
-
-def parse_schedule(given: str | dict[str, Any], sparsity: float | None) -> schedules.Schedule:
-    """Read a schedule's name, or a mapping with `name` and its arguments; it ends at `sparsity` unless told."""
-    args: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
-    name = args.pop("name", None)
-    if name not in SCHEDULES:
-        raise EspalierError(f"The schedule {name!r} is unknown: {nearest(str(name), SCHEDULES)}")
-    if sparsity is not None:
-        args.setdefault("final", sparsity)
-    try:
-        return SCHEDULES[name](**args)
-    except TypeError as error:
-        raise EspalierError(f"The schedule {name!r} does not take these arguments ({error}).") from None

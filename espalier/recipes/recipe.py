@@ -21,7 +21,7 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _NOT_HASHED = {
     "name": True,
     "trackers": True,
-    "train": {"threads", "device", "checkpoint_every", "check_every", "keep_best"},
+    "train": {"threads", "device", "checkpoint_every", "check_every", "keep_best", "latency"},
     "data": {"download", "workers"},
 }
 

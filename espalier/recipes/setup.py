@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import espalier as es
@@ -51,14 +53,35 @@ class Training:
     @property
     def autocast(self) -> torch.autocast:
         """Context of the forward pass in the recipe's precision."""
-        dtype = AUTOCAST.get(self.recipe.train.precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self.recipe, self.device)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the method has made its last cut; true for methods that make none."""
+        shrinkage = self.pruner.run.shrinkage()
+        return shrinkage is None or (bool(shrinkage.cuts) and shrinkage.cuts[-1].reason != "faded")
 
     def save(self, model: nn.Module, path: Path) -> None:
         """Write `model` or its average, with how it is built and the shape of its images, so that the file needs no recipe."""
         info, spec = self.data.info, self.recipe.model
         builder = builder_of(spec.name, num_classes=info.num_classes, in_channels=info.in_channels, **spec.args)
         es.save(model, path, builder=builder, metadata={"input": [info.in_channels, info.image_size, info.image_size]})
+
+
+@dataclass(frozen=True)
+class TrainingBatches:
+    """The first epoch's training batches, from its start as often as they are asked for.
+
+    They are functions of the seed: neither the training's own pass over the data nor any random state notices.
+    """
+
+    data: Data
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.data.train.epoch(0)
+
+    def __len__(self) -> int:
+        return len(self.data.train)
 
 
 def build_training(recipe: Recipe, processes: Processes) -> Training:
@@ -68,7 +91,7 @@ def build_training(recipe: Recipe, processes: Processes) -> Training:
         EspalierError: a name, path or combination does not fit; always before training starts.
     """
     device, train = processes.device, recipe.train
-    method = build_method(recipe.pruning)
+    build_method(recipe.pruning, epochs=train.epochs)  # what is wrong with it is said before the data is read
     data = open_recipe_data(recipe, processes)
     if len(data.train) == 0:
         raise EspalierError(f"The training split is smaller than one batch of {train.batch_size}: lower train.batch_size.")
@@ -80,13 +103,17 @@ def build_training(recipe: Recipe, processes: Processes) -> Training:
     ema = None
     if train.ema is not None:
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))  # type: ignore[no-untyped-call]
-    total_steps = steps_per_epoch(data, recipe) * train.epochs
+    steps = steps_per_epoch(data, recipe)
+    total_steps = steps * train.epochs
     pruner = es.Pruner(
         model,
         optimizer,
-        method,
+        build_method(recipe.pruning, epochs=train.epochs, steps_per_epoch=steps),
         total_steps=total_steps,
+        example_inputs=example_image(data, device, channels_last=train.channels_last),
         followers=() if ema is None else (ema.module,),
+        batches=TrainingBatches(data),
+        loss_fn=lambda model, batch: batch_loss(recipe, model, batch),
         process_group=processes.group,
     )
     net: nn.Module = torch.compile(model) if train.compile else model  # type: ignore[assignment]
@@ -98,6 +125,27 @@ def build_training(recipe: Recipe, processes: Processes) -> Training:
     seed_everything(recipe.seed * 1000 + processes.rank)
     curve = LRCurve(recipe.lr_schedule, recipe.optimizer.lr, total_steps)
     return Training(recipe, processes, data, model, net, optimizer, curve, pruner, ema, scaler)
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Context of the forward pass in the recipe's precision."""
+    dtype = AUTOCAST.get(recipe.train.precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def batch_loss(recipe: Recipe, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The loss that is trained, of images and labels: for methods that need gradients of their own."""
+    images, labels = batch
+    with autocast(recipe, images.device):
+        logits = model(images)
+        return functional.cross_entropy(logits, labels, label_smoothing=recipe.train.label_smoothing)
+
+
+def example_image(data: Data, device: torch.device, *, channels_last: bool, batch: int = 1) -> Tensor:
+    """Made-up images (batch, C, H, W) as the training sees them, always the same ones: what shapes and costs are read from."""
+    info, layout = data.info, torch.channels_last if channels_last else torch.contiguous_format
+    numbers = torch.randn(batch, info.in_channels, info.image_size, info.image_size, generator=torch.Generator().manual_seed(0))
+    return numbers.to(device).contiguous(memory_format=layout)
 
 
 def steps_per_epoch(data: Data, recipe: Recipe) -> int:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from espalier.records.numbers import BUDGETS
+
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 _OPEN = ConfigDict(extra="allow", frozen=True)
 
@@ -107,6 +109,7 @@ class TrainSpec(BaseModel):
     check_every: int = Field(default=50, gt=0, description="optimizer steps between looks at the loss")
     keep_best: bool = Field(default=False, description="also keep the best epoch whose sparsity is on target")
     checkpoint_every: CheckpointSpec = CheckpointSpec()
+    latency: bool = Field(default=True, description="measure what a cut has bought, for a second at the end")
 
 
 class PruningSpec(BaseModel):
@@ -120,6 +123,11 @@ class PruningSpec(BaseModel):
     def args(self) -> dict[str, Any]:
         """The method's own arguments."""
         return dict(self.model_extra or {})
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """What a method that cuts may leave, such as {"keep_macs": 0.5}; empty for the others."""
+        return {key: value for key, value in self.args.items() if key in BUDGETS and isinstance(value, int | float)}
 
 
 class Recipe(BaseModel):

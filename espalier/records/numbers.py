@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+# What methods that cut channels may be given as their budget, in words.
+BUDGETS = {
+    "keep_macs": "{share} of the MACs",
+    "keep_params": "{share} of the parameters",
+    "max_macs": "at most {count} MACs",
+    "max_params": "at most {count} parameters",
+    "prune_channels": "{share} of the channels gone",
+}
 NOTHING = "\N{EN DASH}"
 
 
@@ -35,6 +45,17 @@ def target(share: float | None) -> str:
         ('90 %', '95.5 %', '0 %')
     """
     return f"{100 * (share or 0.0):.4g} %"
+
+
+def budget(given: Mapping[str, float]) -> str:
+    """The budget of a method that cuts channels.
+
+    Example:
+        >>> budget({"keep_macs": 0.5}), budget({"max_macs": 2e7, "prune_channels": 0.25})
+        ('50 % of the MACs', 'at most 20.0 M MACs, 25 % of the channels gone')
+    """
+    words = [(BUDGETS[key], value) for key, value in given.items()]
+    return ", ".join(text.format(share=target(value), count=count(round(value))) for text, value in words)
 
 
 def points(difference: float | None) -> str:

@@ -11,7 +11,7 @@ from espalier.records.reading import Run
 
 # Settings in which the runs of one row may differ: they change neither what is learned nor from what.
 _INCIDENTAL = ("name", "seed", "trackers", "data.path", "data.workers", "data.download", "data.resident")
-_INCIDENTAL_TRAIN = ("threads", "device", "check_every", "keep_best", "checkpoint_every")
+_INCIDENTAL_TRAIN = ("threads", "device", "check_every", "keep_best", "checkpoint_every", "latency")
 
 
 @dataclass(frozen=True)
