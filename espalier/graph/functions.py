@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from espalier.graph.integers import Traced
 from espalier.graph.labels import Attention, Frame, Labels
 from espalier.graph.rows import merge
 
@@ -23,6 +24,18 @@ ARGUMENT = {
     "channel_shuffle": (1, "groups"),
     "conv_transpose1d": (6, "groups"), "conv_transpose2d": (6, "groups"), "conv_transpose3d": (6, "groups"),
 }  # fmt: skip
+
+
+BY_VALUE = {"add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "truediv", "pow"}
+ARITHMETIC = BY_VALUE | {form.format(name) for name in BY_VALUE for form in ("{}_", "__{}__", "__r{}__", "__i{}__")}
+
+
+def lengths_as_values(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Traced]:
+    """Lengths that arithmetic puts into a tensor of real numbers: ``x.sum(1) / x.shape[1]`` is a mean."""
+    given = [*args, *kwargs.values()]
+    if not any(isinstance(value, Tensor) and value.is_floating_point() for value in given):
+        return []
+    return [value for value in given if isinstance(value, Traced)]
 
 
 def frame_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Frame:

@@ -1,8 +1,8 @@
 """The meta device: constants that the code builds elsewhere are brought there, and long decompositions are cut short.
 
-Torch works out many shapes in Python, at up to a millisecond an operation. The shortcuts here know the shapes of results for the
-arguments that models use. They return None for all others, above all for those that do not fit together: trial cuts rely on
-the refusal of the operation itself.
+Torch works out many shapes in Python, at up to a millisecond an operation. The shortcuts here know the shapes of results for
+the arguments that models use. They return None for all others, above all for those that do not fit together: trial cuts rely
+on the refusal of the operation itself.
 """
 
 from __future__ import annotations

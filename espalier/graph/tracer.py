@@ -18,12 +18,18 @@ from torch.overrides import TorchFunctionMode
 
 from espalier.graph import rules
 from espalier.graph.calls import Calls, modules_followed
-from espalier.graph.functions import REPLACED, attention, frame_of
+from espalier.graph.functions import ARITHMETIC, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
 from espalier.graph.modes import TorchDispatchMode, without_functions
 from espalier.graph.operands import arguments_of, tensors_among
 from espalier.graph.shortcuts import run_on_meta
+
+
+MAKERS = ("empty", "zeros", "ones", "full", "rand", "randn")
+SHAPE_ONLY = {
+    form.format(name) for name in MAKERS for form in ("{}_like", "new_{}")
+}  # the noise of dropout: no value of x is in it
 
 
 class Functions(TorchFunctionMode):
@@ -47,6 +53,8 @@ class Functions(TorchFunctionMode):
                 return REPLACED[func](labels, *args, **kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention:
             attention(labels, *args, **kwargs)
+        for number in lengths_as_values(args, kwargs) if name in ARITHMETIC else ():
+            labels.used_as_real(number)
         labels.frames.append(frame_of(name, args, kwargs))
         try:
             return func(*args, **kwargs)
@@ -112,7 +120,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"The rule of {name} failed in {labels.module or 'the model'} ({type(error).__name__}: {error})."
             )
             _unknown(labels, name, given)
-        newest = labels.newest(*tensors_among(given.values()))
+        newest = 0 if name in SHAPE_ONLY else labels.newest(*tensors_among(given.values()))
         for result in results if newest else ():
             labels.put_newest(result, newest)
         if operation.makes:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from espalier.attributes import write
 from espalier.graph.graph import ChannelGraph, Group, Mask
 from espalier.graph.replica import Inputs, replica, tensors_in
 from espalier.graph.shortcuts import OnMeta
@@ -115,17 +116,4 @@ def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) ->
                     else:
                         module._buffers[leaf] = new
     for path, value in graph.integers(kept).items():
-        set_integer(model, path, value)
-
-
-def set_integer(model: nn.Module, path: str, value: int) -> None:
-    """Rewrite an integer that a module keeps, perhaps inside a tuple or list."""
-    owner, _, leaf = path.rpartition(".")
-    module = model.get_submodule(owner)
-    name, _, place = leaf.partition("[")
-    if not place:
-        setattr(module, name, value)
-        return
-    items = list(getattr(module, name))
-    items[int(place[:-1])] = value
-    setattr(module, name, type(getattr(module, name))(items))
+        write(model, path, value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch.distributed as dist
@@ -60,9 +61,12 @@ class Gradients:
 
     def are_for(self, parameter: Tensor) -> bool:
         """Whether the stepping optimizer is about to use the gradient of ``parameter``."""
-        if self.optimizer is None:
-            return True
-        return any(parameter is p for group in self.optimizer.param_groups for p in group["params"])
+        return self.optimizer is None or id(parameter) in self._stepped
+
+    @cached_property
+    def _stepped(self) -> frozenset[int]:
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return frozenset(id(p) for group in groups for p in group["params"])
 
     def unscaled(self, gradient: Tensor) -> Tensor:
         """The true gradient; zeros if the step is about to be skipped for infinities."""

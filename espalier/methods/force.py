@@ -94,7 +94,7 @@ class ForceRun(StructuredRun):
             self._sensitivity = self._gate_gradients() if is_leader(self.site.process_group) else torch.zeros(0)
             self.look()
         self._part = 1.0
-        self.remove(self.keep, "start")
+        self.remove("start")
 
     def scores(self) -> Tensor:
         return super().scores() if not hasattr(self, "_sensitivity") else self._sensitivity

@@ -48,6 +48,7 @@ from espalier.methods.pull import Pull
 from espalier.methods.structured import Structured, StructuredRun
 
 SPAN = 0.21  # share of the training over which the paper's runs reach their exposure: 63 of 300 epochs
+LARGEST = 0.5  # share of a weight that one step takes at most: twice that is all of it
 COUNTED = 1e6  # unit of MACs in the paper's cost weighting
 
 
@@ -123,8 +124,9 @@ class OCSPRun(StructuredRun):
     method: OCSP
 
     def start(self) -> None:
-        self.began: int | None = 0 if self.method.start == 0 else None
+        self.began: int | None = None
         self.lambda_ = self.method.lambda_start
+        self._grown = 0  # when lambda grew last
         self.exposed = 0.0  # so far
         self._exposed_then = 0.0  # at the last look
         self._rate = 0.0
@@ -135,7 +137,7 @@ class OCSPRun(StructuredRun):
 
     def scores(self) -> Tensor:
         scores = super().scores()
-        if self.method.cost_weighting is None:
+        if self.method.cost_weighting is None or len(self.layout.groups) == 1:  # nothing to weigh it against
             return scores
         costs = channel_costs(self.graph)
         macs = torch.tensor([costs[group].macs for group in self.layout.groups], dtype=torch.float64)
@@ -149,11 +151,16 @@ class OCSPRun(StructuredRun):
         self._exposed_then = self.exposed
         self._rate = float(self.site.optimizers[0].param_groups[0]["lr"])
         if self.began is None and self._starts_now():
-            self.began = self._step
-        elif self.began is not None:
+            self.began = self._grown = self._step
+        elif self.began is not None and self._grown < self._step:  # once per check, also where a part has just left
             self.lambda_ += self.method.lambda_step
+            self._grown = self._step
+        self._aim(leaving)
+
+    def _aim(self, leaving: Tensor) -> None:
+        self._target = leaving.float().to(self._observed.device)
         if self.began is not None:
-            self.pull.aim(leaving.float().to(self._observed.device))
+            self.pull.aim(self._target)
 
     def _starts_now(self) -> bool:
         if self.method.start is not None:
@@ -170,12 +177,12 @@ class OCSPRun(StructuredRun):
     # -- shrinkage ---------------------------------------------------------------------------------------------------
 
     def every_step(self, gradients: Gradients) -> None:
-        if self.method.penalty == "gradient" and self.began is not None and self._rate:
+        if self.method.penalty == "gradient" and self.began is not None and self._rate_now():
             amount = self._amount(self.site.clock.step + 1)
             places = self.pull.places
             norms = places.gather(slice_sums(parameters(self.site.model), places.keys, 2.0)).sqrt().clamp(min=1e-12)
-            self.pull.aim(self._leaving().to(norms.device) / norms)
-            self.pull.penalise(gradients, amount / self._rate)
+            self.pull.renew(self._target / norms)
+            self.pull.penalise(gradients, amount / self._rate_now())
 
     def after_step(self) -> None:
         if self.began is None:
@@ -183,17 +190,21 @@ class OCSPRun(StructuredRun):
         amount = self._amount(self._step)
         self.exposed += amount
         if self.method.penalty == "shrink":
-            self.pull.shrink(amount)
+            self.pull.shrink(min(amount, LARGEST))
 
     def _amount(self, step: int) -> float:
         """lambda x lr of a step."""
         assert self.began is not None
         if self.method.exposure is None:
-            rate = self.site.optimizers[0].param_groups[0]["lr"]
-            return self.lambda_ * (self._rate if isinstance(rate, Tensor) else rate)  # a tensor is read at checks only
+            return self.lambda_ * self._rate_now()
         total = self.site.clock.total * SPAN
         now, before = (max(0, taken - self.began) / total for taken in (step, step - 1))
         return self.method.exposure * (now**2 - before**2)
+
+    def _rate_now(self) -> float:
+        """The learning rate; where it is a tensor, that of the last check, since reading it would wait for the device."""
+        rate = self.site.optimizers[0].param_groups[0]["lr"]
+        return self._rate if isinstance(rate, Tensor) else float(rate)
 
     # -- progressive cutting -----------------------------------------------------------------------------------------
 
@@ -228,6 +239,8 @@ class OCSPRun(StructuredRun):
 
     def _lay_out(self) -> None:
         super()._lay_out()
+        if len(getattr(self, "fading", ())) != self.layout.total:  # somebody else has cut the model
+            self.fading = torch.zeros(self.layout.total)
         self.pull = Pull(self.site.model, weights(self.site.model, self.layout).to(self._observed.device))
 
     # -- resuming ----------------------------------------------------------------------------------------------------
@@ -235,9 +248,10 @@ class OCSPRun(StructuredRun):
     def state_dict(self) -> dict[str, Any]:
         own = {
             "began": self.began,
-            "lambda": self.lambda_,
-            "exposed": self.exposed,
-            "exposed_then": self._exposed_then,
+            "lambda": float(self.lambda_),
+            "grown": self._grown,
+            "exposed": float(self.exposed),
+            "exposed_then": float(self._exposed_then),
             "rate": self._rate,
             "fading": self.fading.clone(),
         }
@@ -247,6 +261,7 @@ class OCSPRun(StructuredRun):
         super().load_state_dict(state)
         own = state["ocsp"]
         self.began, self.lambda_, self.exposed = own["began"], own["lambda"], own["exposed"]
-        self._exposed_then, self._rate, self.fading = own["exposed_then"], own["rate"], own["fading"].clone()
-        if self.searching and self.began is not None:
-            self.pull.aim(self._leaving().float().to(self._observed.device))
+        self._grown, self._exposed_then, self._rate = own["grown"], own["exposed_then"], own["rate"]
+        self.fading = own["fading"].to("cpu", copy=True)
+        if self.searching:
+            self._aim(self._leaving())

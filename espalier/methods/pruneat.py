@@ -49,7 +49,7 @@ class PruneAtRun(StructuredRun):
     def start(self) -> None:
         self.look()
         if self.latest == 0:
-            self.remove(self.keep, "start")
+            self.remove("start")
 
     def verdict(self) -> str | None:
         return "planned" if self._step >= self.latest else None

@@ -28,24 +28,36 @@ class Pull:
         self.places = places
         self.weights: list[nn.Parameter] = []
         self.factors: list[Tensor] = []
+        self._aimed: list[str] = []
 
     @torch.no_grad()
     def aim(self, strengths: Tensor) -> None:
         """Set the strength of every channel, (total,); weights of channels without any are left alone."""
+        spread = self._spread(strengths)
+        held = torch.stack([torch.stack([vector.any() for vector in vectors]).any() for vectors in spread.values()])
+        self._aimed = [name for name, touched in zip(spread, held.tolist(), strict=True) if touched]
+        self.weights = [self._parameters[name] for name in self._aimed]
+        self.factors = [torch.empty_like(weight.detach()) for weight in self.weights]  # with the strides of the weight
+        self._fill(spread)
+
+    @torch.no_grad()
+    def renew(self, strengths: Tensor) -> None:
+        """Other strengths for the weights that ``aim`` found. Unlike there, nothing is read on the host: fit for every step."""
+        self._fill(self._spread(strengths))
+
+    def _spread(self, strengths: Tensor) -> dict[str, list[Tensor]]:
         spread: dict[str, list[Tensor]] = {}
         for (name, dim), vector in self.places.spread(strengths).items():
             parameter = self._parameters[name]
             shape = [1] * parameter.dim()
             shape[dim] = -1
             spread.setdefault(name, []).append(vector.to(parameter.dtype).view(shape))
-        held = torch.stack([torch.stack([vector.any() for vector in vectors]).any() for vectors in spread.values()])
-        self.weights, self.factors = [], []
-        for (name, vectors), touched in zip(spread.items(), held.tolist(), strict=True):
-            if touched:
-                weight = self._parameters[name]
-                total: Tensor = reduce(torch.add, vectors)
-                self.weights.append(weight)
-                self.factors.append(torch.empty_like(weight.detach()).copy_(total))  # with the strides of the weight
+        return spread
+
+    def _fill(self, spread: dict[str, list[Tensor]]) -> None:
+        for name, factor in zip(self._aimed, self.factors, strict=True):
+            total: Tensor = reduce(torch.add, spread[name])
+            factor.copy_(total)
 
     @torch.no_grad()
     def shrink(self, amount: float) -> None:
@@ -57,7 +69,8 @@ class Pull:
     @torch.no_grad()
     def penalise(self, gradients: Gradients, amount: float = 1.0) -> None:
         """dL/dw += amount x strength x w, before a step, for the weights that the stepping optimizer is about to use."""
-        chosen = [(w, w.grad, f) for w, f in zip(self.weights, self.factors, strict=True) if w.grad is not None]
+        pairs = zip(self.weights, self.factors, strict=True)
+        chosen = [(w, w.grad, f) for w, f in pairs if w.grad is not None and gradients.are_for(w)]
         if not chosen or not amount:
             return
         weights, grads, factors = (list(column) for column in zip(*chosen, strict=True))

@@ -34,6 +34,7 @@ from espalier.indicators import Indicator, Selection
 from espalier.inputs import Call
 from espalier.masks import LayerSparsity
 from espalier.methods.base import Gradients, Method, Run, Site
+from espalier.methods.latency import TRIES, LatencyLimit, parse_latency
 from espalier.methods.recalibration import recalibrate
 from espalier.methods.shrinkage import Check, Cut, Shrinkage
 from espalier.surgery import changes_made, last_change
@@ -52,6 +53,8 @@ class Structured(Method):
         keep_params: share of its parameters that may stay.
         max_macs: MACs of a pass with the example inputs (a batch of one for MACs per image).
         max_params: parameters.
+        max_latency: time of a pass with the example inputs on their device, "5ms" or seconds; measured when the Pruner is built
+            and again, on a copy of the very network, before the cut.
         prune_channels: share of all channels that goes.
         criterion: a name ("group-saliency", "magnitude", "taylor", "taylor-weights", "bn-scale", "depgraph", "random") or a
             ``ChannelCriterion``.
@@ -70,6 +73,7 @@ class Structured(Method):
     keep_params: float | None = None
     max_macs: float | None = None
     max_params: float | None = None
+    max_latency: str | float | None = None
     prune_channels: float | None = None
     criterion: ChannelCriterion | str = "group-saliency"
     scope: Scope = "global"
@@ -86,8 +90,11 @@ class Structured(Method):
 
     def __post_init__(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
-        if not given:
-            raise EspalierError(f"{self.name} needs a budget: give one of {', '.join(BUDGETS)}, such as keep_macs=0.5.")
+        if not given and self.max_latency is None:
+            known = ", ".join((*BUDGETS, "max_latency"))
+            raise EspalierError(f"{self.name} needs a budget: give one of {known}, such as keep_macs=0.5.")
+        if self.max_latency is not None:
+            parse_latency(self.max_latency)
         for name in given:
             value = getattr(self, name)
             share = not name.startswith("max_")
@@ -146,6 +153,8 @@ class StructuredRun(Run):
         self.sizes = {group.name: group.size for group in self.groups}
         check_equal(site.model.parameters(), site.process_group, "The weights")
         self._warn_of_odd_widths()
+        self._paid_macs: float | None = None  # what the latency budget pays for
+        self.latency = self._latency_limit()
         self.start()
 
     # -- what a method adds -----------------------------------------------------------------------------------------
@@ -198,7 +207,7 @@ class StructuredRun(Run):
             self.look()
             why = self.verdict()
             if why is not None:
-                self.remove(self.leave(why), why)
+                self.remove(why)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -207,7 +216,7 @@ class StructuredRun(Run):
             if self._looked < self.site.clock.step:
                 self._step = self.site.clock.step
                 self.look()
-            self.remove(self.keep, "finish")
+            self.remove("finish")
         least = {name: getattr(cost(self.graph), name.removeprefix("max_")) for name in ("max_macs", "max_params")}
         for name, most in self._budget().items():
             if name in least and least[name] > most * (1 + 1e-9):
@@ -217,6 +226,7 @@ class StructuredRun(Run):
 
     def look(self) -> None:
         """Choose the channels that would stay now, and compare the choice with earlier ones."""
+        self._ranked = self.scores() if is_leader(self.site.process_group) else None
         self.keep = self._choose() if self.site.process_group is None else self._agree()
         self._looked = self._step
         self._observed.zero_()
@@ -235,7 +245,8 @@ class StructuredRun(Run):
         return self.criterion.score(parameters(self.site.model), self._places, observed)
 
     def _choose(self) -> dict[Group, Tensor]:
-        scores = self.layout.split(self.scores())
+        assert self._ranked is not None
+        scores = self.layout.split(self._ranked)
         return search(
             self.graph,
             {group: scores[group] for group in self.groups},
@@ -269,9 +280,10 @@ class StructuredRun(Run):
         method, budget = self.method, {}
         for unit in ("macs", "params"):
             limit, share = getattr(method, f"max_{unit}"), getattr(method, f"keep_{unit}")
-            bounds = [bound for bound in (limit, None if share is None else share * self.dense[unit]) if bound is not None]
-            if bounds:
-                budget[f"max_{unit}"] = min(bounds)
+            bounds = [limit, None if share is None else share * self.dense[unit], self._paid_macs if unit == "macs" else None]
+            given = [bound for bound in bounds if bound is not None]
+            if given:
+                budget[f"max_{unit}"] = min(given)
         if method.prune_channels is not None:
             present = sum(group.size for group in self.groups)
             first = sum(self.sizes[group.name] for group in self.groups)
@@ -285,7 +297,7 @@ class StructuredRun(Run):
         if is_leader(self.site.process_group):
             try:
                 keep = self._choose()
-                bits = torch.from_numpy(np.concatenate([_as_mask(group, keep[group]) for group in self.groups]).astype(np.uint8))
+                bits = torch.from_numpy(np.concatenate([_as_mask(group, keep[group]) for group in self.groups])).to(torch.uint8)
             except EspalierError as error:
                 refusal = error
         bits = bits.to(device)
@@ -308,12 +320,55 @@ class StructuredRun(Run):
         self._observed += self.criterion.contribution(detached, fresh, self._places)
         self._seen += 1
 
+    # -- latency ----------------------------------------------------------------------------------------------------
+
+    def _latency_limit(self) -> LatencyLimit | None:
+        """Time some narrower copies, on the leader; every rank goes by its limit."""
+        if self.method.max_latency is None:
+            return None
+        found = None
+        if is_leader(self.site.process_group):
+            seconds, inputs = parse_latency(self.method.max_latency), self.site.example_inputs
+            self._ranked = self.scores()
+            found = LatencyLimit(self.site.model, inputs, self.graph, seconds, self._keep_under)
+        self._paid_macs = self._leaders(found.macs if found else 0.0)
+        return found
+
+    def _keep_under(self, macs: float) -> dict[Group, Tensor] | None:
+        self._paid_macs = macs
+        try:
+            return self._choose()
+        except EspalierError:  # narrower than caps and floors allow
+            return None
+
+    def _fast_enough(self) -> None:
+        """Before the last cut: time the very network, and take more away while it is too slow."""
+        if self.method.max_latency is None:
+            return
+        for _ in range(TRIES):
+            fast = self.latency.tighten(self.site.model, self.keep) if self.latency is not None else False
+            if self._leaders(float(fast)):
+                return
+            self._paid_macs = self._leaders(self.latency.macs if self.latency is not None else 0.0)
+            self.keep = self._choose() if self.site.process_group is None else self._agree()
+        warnings.warn(
+            f"The network takes longer than max_latency={self.method.max_latency} still; see es.profile.", stacklevel=4
+        )
+
+    def _leaders(self, number: float) -> float:
+        value = torch.tensor([number], dtype=torch.float64, device=self._observed.device)
+        broadcast(value, self.site.process_group)
+        return float(value)
+
     # -- cutting ----------------------------------------------------------------------------------------------------
 
-    def remove(self, keep: Mapping[Group, Tensor], why: str) -> None:
+    def remove(self, why: str) -> None:
         """Make the cut; ends the search unless it is a part ("faded") of a progressive one."""
+        if why != "faded":
+            self._fast_enough()
+        keep = self.leave(why)
         check_equal(self.site.model.parameters(), self.site.process_group, "The weights")
-        if why == "latest" and self.indicator is not None:
+        if why == "latest" and self.indicator is not None and any(len(kept) < group.size for group, kept in keep.items()):
             self._warn_of_time_out()
         self._cutting = True
         try:
@@ -425,8 +480,8 @@ class StructuredRun(Run):
         score = self.checks[-1].score if self.checks else None
         warnings.warn(
             f"The selection of channels had not settled after {self._step} of {self.site.clock.total} steps (the last score of "
-            f"the {self.indicator.name} indicator is {'none yet' if score is None else f'{score:.3f}'}): they leave now all the "
-            f"same, as latest says. Check more often, lower the threshold, or raise latest.",
+            f"the {self.indicator.name} indicator is {'none yet' if score is None else f'{score:.3f}'}): they leave now all "
+            f"the same, as latest says. Check more often, lower the threshold, or raise latest.",
             stacklevel=2,
         )
 
@@ -464,7 +519,8 @@ class StructuredRun(Run):
             "selections": torch.from_numpy(np.stack(masks)) if masks and self.searching else torch.zeros(0, 0),
             "checks": [[check.step, check.similarity, check.score] for check in self.checks],
             "cuts": [[one.step, one.reason, one.macs, one.params] for one in self.made],
-            "observed": self._observed.clone(),
+            "observed": self._observed.clone() if self.searching else torch.zeros(0),
+            "paid_macs": self._paid_macs,
             "seen": self._seen,
             "looked": self._looked,
         }
@@ -473,13 +529,13 @@ class StructuredRun(Run):
         self._trace()  # the model may have taken other shapes
         self.searching, self._step = state["searching"], state["step"]
         self.dense, self.sizes = dict(state["dense"]), dict(state["sizes"])
+        self._paid_macs = state["paid_macs"]
         self.checks = [Check(*row) for row in state["checks"]]
         self.made = [Cut(*row) for row in state["cuts"]]
         self._seen, self._looked = state["seen"], state["looked"]
-        if len(state["observed"]) == len(self._observed):
-            self._observed.copy_(state["observed"])
         self.keep, self.selections = {}, []
         if self.searching:
+            self._observed.copy_(state["observed"])
             sizes = [group.size for group in self.groups]
             bounds = np.cumsum(sizes)[:-1]
             self.selections = [np.split(row, bounds) for row in state["selections"].cpu().numpy()]

@@ -17,6 +17,7 @@ from espalier.errors import EspalierError
 from espalier.recipes import runs
 from espalier.recipes.checkpoint import Position, pack, read_checkpoint, unpack, write_checkpoint
 from espalier.recipes.evaluate import Tally, evaluate
+from espalier.recipes.latency import measure_latency
 from espalier.recipes.processes import Processes, processes
 from espalier.recipes.progress import Progress, make_progress
 from espalier.recipes.recipe import recipe_hash
@@ -181,7 +182,7 @@ class Engine:
         loss, accuracy = self.tally.read(self.processes)
         if not math.isfinite(loss):
             raise self._not_finite("The loss")
-        self._progress.show(loss, accuracy, self.parts.pruner.sparsity)
+        self._progress.show(loss, accuracy, None if self.parts.pruner.method.cuts else self.parts.pruner.sparsity)
 
     def _not_finite(self, what: str) -> EspalierError:
         return EspalierError(
@@ -215,6 +216,7 @@ class Engine:
             row |= {"val_loss_ema": ema[0], "val_acc_ema": ema[1]}
         stats = parts.pruner.stats()
         row |= {"sparsity": stats["sparsity"], "sparsity_all": stats["sparsity_all"]}
+        row |= {key: stats[key] for key in ("keep_macs", "keep_params", "stability") if key in stats}
         row |= {"seconds": time.monotonic() - self._started, "images_per_second": images / spent}
         if self._metrics is not None:
             position.metrics_bytes = self._metrics.append(row)
@@ -233,9 +235,9 @@ class Engine:
             raise Interrupted(f"Stopped after epoch {position.epoch}: the same command continues from there.")
 
     def _keep_best(self, val_acc: float, sparsity: float) -> None:
-        """Beside the last epoch, keep the best whose sparsity is already on target (a dense epoch is no result)."""
-        target = self.recipe.pruning.sparsity or 0.0
-        if not self.recipe.train.keep_best or sparsity < target - 0.001 or val_acc <= self.position.best:
+        """Beside the last epoch, keep the best that is already on target (a dense epoch is no result)."""
+        on_target = sparsity >= (self.recipe.pruning.sparsity or 0.0) - 0.001 and self.parts.settled
+        if not self.recipe.train.keep_best or not on_target or val_acc <= self.position.best:
             return
         self.position.best = val_acc
         if self.processes.leads:
@@ -255,6 +257,8 @@ class Engine:
         seconds = time.monotonic() - self._started
         result = make_result(parts, report, tested, runs.read_metrics(self.folder), self.position.step, seconds) | extra
         if self.processes.leads:
+            if report.shrinkage is not None and self.recipe.train.latency:
+                result["latency"] = measure_latency(parts)
             parts.save(parts.model, self.folder / runs.WEIGHTS)
             if parts.ema is not None:
                 parts.save(parts.ema.module, self.folder / "model_ema.safetensors")

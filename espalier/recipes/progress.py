@@ -29,8 +29,8 @@ class Progress:
     def advance(self, batch: int) -> None:
         """`batch` batches of this epoch are done. Called every step: must not touch the device."""
 
-    def show(self, loss: float, accuracy: float, sparsity: float) -> None:
-        """Means of the epoch so far, and the sparsity in force."""
+    def show(self, loss: float, accuracy: float, sparsity: float | None) -> None:
+        """Means of the epoch so far, and the sparsity in force; None for methods that cut."""
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """A row of metrics was written."""
@@ -50,7 +50,7 @@ class Lines(Progress):
         left = seconds / done * (self._epochs - done)
         print(
             f"epoch {done:>3}/{self._epochs}  loss {row['train_loss']:.4f}  train {row['train_acc']:.2%}  "
-            f"val {row['val_acc']:.2%}  sparsity {row['sparsity']:.2%}  {row['images_per_second']:.0f} images/s  "
+            f"val {row['val_acc']:.2%}  {pruned(row)}  {row['images_per_second']:.0f} images/s  "
             f"{duration(left)} left",
             flush=True,
         )
@@ -91,16 +91,16 @@ class Bar(Progress):
     def advance(self, batch: int) -> None:
         self._bar.update(self._task, completed=self._base + batch)
 
-    def show(self, loss: float, accuracy: float, sparsity: float) -> None:
+    def show(self, loss: float, accuracy: float, sparsity: float | None) -> None:
         speed = self._bar.tasks[0].speed
         rate = f"{speed * self._images:.0f} img/s" if speed else ""
-        said = f"loss {loss:.3f}  sparsity {sparsity:.1%}"
+        said = f"loss {loss:.3f}" + ("" if sparsity is None else f"  sparsity {sparsity:.1%}")
         self._bar.update(self._task, said=said, rate=rate)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         self._print(
             f"epoch {row['epoch']:>3}  loss {row['train_loss']:.4f}  train {row['train_acc']:.2%}  "
-            f"val {row['val_acc']:.2%}  sparsity {row['sparsity']:.2%}"
+            f"val {row['val_acc']:.2%}  {pruned(row)}"
         )
 
     def end(self, result: dict[str, Any]) -> None:
@@ -117,8 +117,25 @@ def make_progress(recipe: Recipe, batches: int, *, quiet: bool) -> Progress:
     return Bar(recipe, batches, Console()) if sys.stdout.isatty() else Lines(recipe)
 
 
+def pruned(row: dict[str, Any]) -> str:
+    """How far pruning has come, from a row of metrics or a result.
+
+    Example:
+        >>> pruned({"sparsity": 0.5}), pruned({"sparsity": 0.0, "keep_macs": 0.75})
+        ('sparsity 50.00%', 'MACs 75.00%')
+    """
+    return f"sparsity {row['sparsity']:.2%}" if row.get("keep_macs") is None else f"MACs {row['keep_macs']:.2%}"
+
+
 def ending(result: dict[str, Any]) -> str:
     """The one line that sums up a finished run."""
+    if result.get("keep_macs") is not None:
+        made = result["cuts"]
+        when = f", cut after epoch {made[-1]['epoch']:.3g} ({made[-1]['reason']})" if made else ""
+        return (
+            f"test accuracy {result['test_acc']:.2%} with {result['keep_macs']:.2%} of the MACs and "
+            f"{result['keep_params']:.2%} of the parameters{when}, after {duration(result['seconds'])}"
+        )
     return (
         f"test accuracy {result['test_acc']:.2%} at sparsity {result['sparsity']:.2%} of the selected weights "
         f"({result['sparsity_all']:.2%} of all), after {duration(result['seconds'])}"

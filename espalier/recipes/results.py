@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from espalier.methods import Shrinkage
 from espalier.recipes.recipe import recipe_hash
 from espalier.recipes.runs import machine
-from espalier.recipes.setup import Training
+from espalier.recipes.setup import Training, steps_per_epoch
+from espalier.recipes.spec import Recipe
 
 
 def make_result(
@@ -23,6 +25,7 @@ def make_result(
     """Gather the record. Accuracies and sparsities are shares, `seconds` adds up all resumed parts of the run."""
     recipe = parts.recipe
     last = rows[-1] if rows else {}
+    per_epoch = steps_per_epoch(parts.data, recipe)
     return {
         "name": recipe.name,
         "model": recipe.model.name,
@@ -45,4 +48,24 @@ def make_result(
         "recipe_hash": recipe_hash(recipe),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "machine": machine(parts.device) | {"processes": parts.processes.world},
+        **({} if report.shrinkage is None else shrinkage_record(recipe, report.shrinkage, per_epoch)),
+    }
+
+
+def shrinkage_record(recipe: Recipe, made: Shrinkage, per_epoch: int) -> dict[str, Any]:
+    """What a method that cuts leaves in the record; MACs are those of one image, epochs count from 0 at the start."""
+    return {
+        "budget": recipe.pruning.budget,
+        "macs": made.macs,
+        "dense_macs": made.dense_macs,
+        "params": made.params,
+        "dense_params": made.dense_params,
+        "keep_macs": made.keep_macs,
+        "keep_params": made.keep_params,
+        "widths": {name: list(pair) for name, pair in made.widths.items()},
+        "cuts": [
+            {"step": x.step, "epoch": x.step / per_epoch, "reason": x.reason, "macs": x.macs, "params": x.params}
+            for x in made.cuts
+        ],
+        "checks": [[check.step, check.similarity, check.score] for check in made.checks],
     }

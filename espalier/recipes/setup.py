@@ -203,6 +203,11 @@ def build_recipe_model(recipe: Recipe, data: Data) -> nn.Module:
     return model
 
 
+def build_fresh_model(recipe: Recipe, data: Data) -> nn.Module:
+    """The recipe's model as its constructor makes it, whatever weights it starts from."""
+    return build_recipe_model(recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})}), data)
+
+
 @torch.no_grad()
 def _check_model(model: nn.Module, data: Data, name: str) -> None:
     """Show the model one image, in evaluation mode and hence without a trace, before anything is trained."""

@@ -15,9 +15,9 @@ from espalier.errors import EspalierError
 from espalier.graph.graph import ChannelGraph, Dim, Group, Mask, Place, Rescale
 from espalier.structure import Shape, Structure
 from espalier.surgery import reshaping
-from espalier.surgery.attributes import integers_of_layers
 from espalier.surgery.cutting import cut as cut_places
 from espalier.surgery.cutting import structure_of
+from espalier.surgery.layers import integers_of_layers
 from espalier.wrappers import unwrap
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espalier.attributes import read_integer, read_scale, write
 from espalier.errors import EspalierError
 from espalier.structure import Place, Shape, Structure
-from espalier.surgery.attributes import read_integer, read_scale, write
 from espalier.surgery.optimizer_states import following
 from espalier.surgery.slicing import sliced, sliced_gradient, sliced_mask, sliced_state, zeros, zeros_state
 from espalier.surgery.wrapped import note_change, refuse_old_reducers

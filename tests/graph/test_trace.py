@@ -463,3 +463,35 @@ def test_a_copied_graph_has_its_members():
     assert graph.groups[0].members
     again = copy.deepcopy(graph)
     assert [member.name for member in again.groups[0].members] == [member.name for member in graph.groups[0].members]
+
+
+# -- means written by hand ---------------------------------------------------------------------------------------------
+
+BY_HAND = {
+    "shape": lambda self, x: x.sum(1, keepdim=True) / x.shape[1],
+    "size": lambda self, x: x.sum(1, keepdim=True).div(x.size(1)),
+    "in place": lambda self, x: x.sum(1, keepdim=True).div_(x.shape[-1]),
+    "function": lambda self, x: torch.div(x.sum(1, keepdim=True), x.shape[1]),
+    "inverse": lambda self, x: x.sum(1, keepdim=True) * (1 / x.shape[1]),
+    "weighted": lambda self, x: x.shape[1] * x.sum(1, keepdim=True),
+    "attribute": lambda self, x: x.view(-1, self.width).sum(1, keepdim=True) / self.width,
+}
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_a_length_in_arithmetic_is_seen(kind: str):
+    """Zeroing channels leaves the divisor, removing them does not."""
+    net = Calls(lambda self, x: self.two(BY_HAND[kind](self, self.one(x))), one=nn.Linear(4, 8), two=nn.Linear(1, 3))
+    net.width = 8
+    (group,) = es.trace(net, torch.zeros(2, 4)).groups
+    assert not group.exact
+
+
+def test_a_length_in_arithmetic_of_indices_changes_no_number():
+    def forward(self: Calls, x: Tensor) -> Tensor:
+        x = self.one(x)
+        first = torch.arange(1, device=x.device) * x.shape[1]
+        return self.two(x) + first.to(x.dtype) * 0
+
+    (group,) = es.trace(Calls(forward, one=nn.Linear(4, 8), two=nn.Linear(8, 3)), torch.zeros(2, 4)).groups
+    assert group.exact

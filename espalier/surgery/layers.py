@@ -1,64 +1,13 @@
-"""Numbers that modules keep beside their tensors: ``conv1.out_channels``, ``norm.normalized_shape[0]``, ``attn.scale``."""
+"""What the layers of ``torch.nn`` say about their own shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
-from espalier.errors import EspalierError
+from espalier.attributes import read_integer
 from espalier.structure import Shape
-
-
-def read_integer(model: nn.Module, path: str) -> int:
-    """The integer at ``path``.
-
-    Raises:
-        EspalierError: if there is none.
-    """
-    value = _value(model, path)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise EspalierError(f"The model has no integer {path!r} to rewrite.")
-    return value
-
-
-def read_scale(model: nn.Module, path: str) -> float:
-    """The float at ``path``.
-
-    Raises:
-        EspalierError: if there is none.
-    """
-    value = _value(model, path)
-    if not isinstance(value, float):
-        raise EspalierError(f"The model has no number {path!r} to rewrite.")
-    return value
-
-
-def write(model: nn.Module, path: str, value: float) -> None:
-    """Set the number at ``path``; a tuple or list around it is made anew."""
-    module, name, place = _found(model, path)
-    if place is None:
-        setattr(module, name, value)
-        return
-    items = list(getattr(module, name))
-    items[place] = value
-    setattr(module, name, type(getattr(module, name))(items))
-
-
-def _value(model: nn.Module, path: str) -> Any:
-    try:
-        module, name, place = _found(model, path)
-        value = getattr(module, name)
-        return value if place is None else value[place]
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return None
-
-
-def _found(model: nn.Module, path: str) -> tuple[nn.Module, str, int | None]:
-    owner, _, leaf = path.rpartition(".")
-    name, bracket, place = leaf.partition("[")
-    return model.get_submodule(owner), name, int(place.rstrip("]")) if bracket else None
 
 
 def integers_of_layers(model: nn.Module, shapes: Mapping[str, Shape], known: Mapping[str, int]) -> dict[str, int]:
