@@ -14,23 +14,36 @@ from espalier.cli.recipes import find_recipe
 from espalier.errors import EspalierError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from espalier.recipes.compare import Outcome, PlannedRun
     from espalier.recipes.table import Line
+
+
+METHODS_HELP = (
+    "Names separated by commas, with arguments of their own as in ocsp:progressive=4:start=0.1; default: "
+    "dense,one-shot,iterative,agp,ocp, or dense and methods that cut."
+)
+MASKS = ("epochs", "sparsity", "method", "accuracy %", "spread", "n", "zeros %", "of all %", "time")
+CUTS = ("epochs", "budget", "method", "accuracy %", "spread", "n", "MACs %", "params %", "cut after", "reason", "time")
+LEFT = ("method", "budget", "reason")
 
 
 def compare(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a ready recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="data.limit=9 ...")] = None,
-    methods: Annotated[str, typer.Option(help="Names separated by commas.")] = "dense,one-shot,iterative,agp,ocp",
-    sparsity: Annotated[str, typer.Option(help="Shares separated by commas.")] = "0.9",
+    methods: Annotated[str | None, typer.Option(help=METHODS_HELP)] = None,
+    sparsity: Annotated[str, typer.Option(help="Shares separated by commas, for methods that zero weights.")] = "0.9",
+    keep_macs: Annotated[str | None, typer.Option(help="Shares separated by commas, for methods that cut channels.")] = None,
+    prune_at: Annotated[str | None, typer.Option(help="Also one cut at each of these epochs: a grid search.")] = None,
     seeds: Annotated[str, typer.Option(help="Whole numbers separated by commas.")] = "0,1,2",
     epochs: Annotated[int | None, typer.Option(help="Budget of every run; default: the recipe's.")] = None,
     budgets: Annotated[str | None, typer.Option(help="Several budgets in epochs, separated by commas.")] = None,
     out: Annotated[Path, typer.Option(help="Where run folders and the table go.")] = Path("runs"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with one thread and a core of its own.")] = 1,
 ) -> None:
-    """Train every method at every sparsity with every seed, at equal budget; finished runs are not run again."""
-    from espalier.recipes.compare import carry_out, plan
+    """Train every method at every target with every seed, at equal budget; finished runs are not run again."""
+    from espalier.recipes.compare import carry_out, default_methods, plan, read_entries
     from espalier.recipes.recipe import load_recipe
     from espalier.recipes.table import make_lines, write_table
 
@@ -39,13 +52,17 @@ def compare(
         raise EspalierError("Give --epochs or --budgets, not both.")
     one = loaded.train.epochs if epochs is None else epochs
     chosen = [one] if budgets is None else numbers(budgets, int, "--budgets")
+    shares = [] if keep_macs is None else numbers(keep_macs, float, "--keep-macs")
+    moments = [] if prune_at is None else numbers(prune_at, float, "--prune-at")
     planned = plan(
         loaded,
-        [name.strip() for name in methods.split(",") if name.strip()],
+        default_methods(loaded, cutting=bool(shares or moments)) if methods is None else read_entries(methods),
         numbers(sparsity, float, "--sparsity"),
         numbers(seeds, int, "--seeds"),
         chosen,
         out,
+        keep_macs=shares,
+        prune_at=moments,
     )
     outcomes: list[Outcome] = []
     name = loaded.name or "runs"
@@ -82,24 +99,33 @@ def numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
 
 
 def print_table(lines: list[Line], name: str) -> None:
-    """Show the table on the terminal."""
+    """Show the table of masks and the table of cuts, where there are lines for them, on the terminal."""
     from rich.console import Console
+
+    from espalier.recipes.table import tables
+
+    masks, cuts = tables(lines)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for heads, rows in ((MASKS, masks), (CUTS, cuts)):
+        if rows:
+            console.print(_terminal_table(name, heads, rows))
+
+
+def _terminal_table(name: str, heads: Sequence[str], lines: Sequence[Line]) -> Table:
     from rich.table import Column, Table
 
-    heads = ("epochs", "sparsity", "method", "accuracy %", "spread", "n", "zeros %", "of all %", "time")
-    table = Table(*(Column(head, justify="left" if head == "method" else "right") for head in heads), box=None)
+    table = Table(*(Column(head, justify="left" if head in LEFT else "right") for head in heads), box=None)
     table.title, table.padding, table.pad_edge = name, (0, 2, 0, 0), False
     before = None
     for line in lines:
-        here = (line.epochs, line.sparsity)
+        here = (line.epochs, line.sparsity, line.budget)
         if before is not None and here != before:
             table.add_row()
         before = here
-        *start, n, failed, selected, everything, time = line.cells()
-        if line.failed:
-            n = f"{n} ({failed} failed)"
-        table.add_row(*start, n, selected, everything, time)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+        cells = line.cells() if heads is MASKS else line.cut_cells()
+        start, n, failed, rest = cells[:5], *cells[5:7], cells[7:]
+        table.add_row(*start, f"{n} ({failed} failed)" if line.failed else n, *rest)
+    return table
 
 
 class Watch:
@@ -137,6 +163,7 @@ class Watch:
 
     def tick(self, running: Sequence[PlannedRun]) -> None:
         """Show how far the runs under way are."""
+        from espalier.recipes.progress import pruned
         from espalier.recipes.runs import read_metrics
 
         if not self._live:
@@ -147,7 +174,7 @@ class Watch:
             rows = read_metrics(run.folder)
             said = run.label.rpartition(",")[0]
             if rows:
-                said += f"  val {rows[-1]['val_acc']:.1%}  sparsity {rows[-1]['sparsity']:.1%}"
+                said += f"  val {rows[-1]['val_acc']:.1%}  {pruned(rows[-1])}"
             self._bar.update(slot, description=said, completed=len(rows), total=run.recipe.train.epochs, visible=True)
 
     def finished(self, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""`espalier list [models|data|methods|schedules|criteria|patterns|recipes]`."""
+"""`espalier list [models|data|methods|schedules|criteria|patterns|channel-criteria|indicators|recipes]`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from espalier.errors import EspalierError
 def list_names(
     what: Annotated[
         str | None,
-        typer.Argument(help="models, data, methods, schedules, criteria, patterns or recipes; default: all."),
+        typer.Argument(
+            help="models, data, methods, schedules, criteria, patterns, channel-criteria, indicators or recipes; default: all."
+        ),
     ] = None,
 ) -> None:
     """Show what recipes can name."""
     if what is not None and what not in KINDS:
         raise EspalierError(f"There is nothing to list under {what!r}: known are {', '.join(KINDS)}.")
-    for kind in KINDS if what is None else (what,):
-        names = list(KINDS[kind]())
-        if what is None:
-            typer.echo(f"{kind}: {', '.join(names)}")
-        else:
-            typer.echo("\n".join(names))
+    if what == "methods":
+        typer.echo("\n".join(_with_targets()))
+    elif what is not None:
+        typer.echo("\n".join(KINDS[what]()))
+    else:
+        for kind, names in KINDS.items():
+            typer.echo(f"{kind}: {', '.join(names())}")
 
 
 def _models() -> Iterable[str]:
@@ -45,8 +48,17 @@ def _methods() -> Iterable[str]:
     return METHODS
 
 
+def _with_targets() -> Iterable[str]:
+    """Each method with what a recipe may give as its target."""
+    from espalier import METHODS
+    from espalier.recipes.pruning import budgets_of
+
+    width = max(map(len, METHODS))
+    return [f"{name:<{width}}  {', '.join(budgets_of(name))}".rstrip() for name in METHODS]
+
+
 def _schedules() -> Iterable[str]:
-    from espalier.recipes.pruning import SCHEDULES
+    from espalier.recipes.arguments import SCHEDULES
 
     return SCHEDULES
 
@@ -63,6 +75,18 @@ def _patterns() -> Iterable[str]:
     return PATTERNS
 
 
+def _channel_criteria() -> Iterable[str]:
+    from espalier.criteria import CHANNEL_CRITERIA
+
+    return CHANNEL_CRITERIA
+
+
+def _indicators() -> Iterable[str]:
+    from espalier.indicators import INDICATORS
+
+    return INDICATORS
+
+
 def _recipes() -> Iterable[str]:
     from espalier.cli.recipes import ready_recipes
 
@@ -76,5 +100,7 @@ KINDS: dict[str, Callable[[], Iterable[str]]] = {
     "schedules": _schedules,
     "criteria": _criteria,
     "patterns": _patterns,
+    "channel-criteria": _channel_criteria,
+    "indicators": _indicators,
     "recipes": _recipes,
 }

@@ -68,15 +68,17 @@ class Axes(Atoms):
         if not np.count_nonzero(theirs):
             self._union(a, b)
             return True
-        return bool((theirs == BOUND).all()) and self._join(a, b)
+        return not np.count_nonzero(theirs != BOUND) and self._join(a, b)
 
     def _join(self, atoms: Array, bound: Array) -> bool:
         """Free atoms become one with bound ones, if their products have nothing that stays, and nothing of their own."""
         factors = self.resolve(bound[:, None])
-        if (self._state[factors] & (FIXED | STUCK)).any() or np.isin(atoms, factors).any():
+        if np.count_nonzero(self._state.take(factors) & (FIXED | STUCK)):
+            return False
+        if atoms.min() <= factors.max() and np.isin(atoms, factors).any():  # new atoms have higher numbers
             return False
         self._parent[atoms] = bound
-        if (self._parent[atoms] != bound).any():  # one atom for several bound ones: these have to be unified
+        if np.count_nonzero(self._parent.take(atoms) != bound):  # one atom for several bound ones: these have to be unified
             self._parent[atoms] = atoms
             return False
         self._table = None

@@ -37,7 +37,7 @@ class Calls:
     """The calls of one pass that are under way, and the outermost finished ones that read ``training``."""
 
     labels: Labels
-    plain: frozenset[str] = frozenset()  # modules whose forward is that of torch.nn
+    plain: set[str] = field(default_factory=set)  # modules whose forward is that of torch.nn
     asking: list[Call] = field(default_factory=list)
     _running: list[Call] = field(default_factory=list)
 
@@ -63,9 +63,11 @@ class Calls:
 @contextlib.contextmanager
 def modules_followed(model: nn.Module, labels: Labels) -> Iterator[Calls]:
     """Know at any time which module is running."""
-    handles, calls = [], Calls(labels, frozenset(path for path, module in model.named_modules() if _is_plain(module)))
+    handles, calls = [], Calls(labels)
     for path, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
+            if _is_plain(module):
+                calls.plain.add(path)
             enter = functools.partial(calls.enter, path)
             handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(calls.leave))

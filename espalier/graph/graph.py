@@ -80,7 +80,7 @@ class Dim:
     def _masks(self, kept: Sequence[Mask | None]) -> list[tuple[int, Mask]]:
         """The masks of the few groups that this dimension carries."""
         if self._carried is None:
-            self._carried = tuple(np.unique(self.groups[self.groups >= 0]).tolist())
+            self._carried = tuple(np.flatnonzero(np.bincount(self.groups.ravel() + 1)[1:]).tolist())  # without -1
         return [(group, mask) for group in self._carried if group < len(kept) and (mask := kept[group]) is not None]
 
     def cut(self, alive: Mask, kept: Sequence[Mask | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,13 +21,16 @@ def crossed(grid: Array) -> bool:
 def merge(factors: Sequence[tuple[Rows, int]]) -> Rows:
     """Rows of the flattened product of dimensions, given as (rows, length)."""
     sizes = [size for _, size in factors]
-    total = int(np.prod(sizes))
+    total = math.prod(sizes)
     columns: list[Array] = []
     for place, (rows, size) in enumerate(factors):
         if rows is not None:
-            inner = int(np.prod(sizes[place + 1 :]))
-            columns.append(np.tile(np.repeat(rows, inner, axis=0), (total // (size * inner), 1)))
-    return np.concatenate(columns, axis=1) if columns else None
+            inner = math.prod(sizes[place + 1 :])
+            grid = np.broadcast_to(rows[None, :, None], (total // (size * inner), size, inner, rows.shape[1]))
+            columns.append(grid.reshape(total, rows.shape[1]))
+    if len(columns) < 2:
+        return columns[0] if columns else None
+    return np.concatenate(columns, axis=1)
 
 
 def stack(parts: Sequence[tuple[Rows, int]]) -> Rows:

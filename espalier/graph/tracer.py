@@ -25,7 +25,6 @@ from espalier.graph.modes import TorchDispatchMode, without_functions
 from espalier.graph.operands import arguments_of, tensors_among
 from espalier.graph.shortcuts import run_on_meta
 
-
 MAKERS = ("empty", "zeros", "ones", "full", "rand", "randn")
 SHAPE_ONLY = {
     form.format(name) for name in MAKERS for form in ("{}_like", "new_{}")

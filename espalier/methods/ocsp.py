@@ -210,6 +210,8 @@ class OCSPRun(StructuredRun):
 
     def verdict(self) -> str | None:
         why = super().verdict()
+        if why == "stable" and not self._has_learned():
+            why = "latest" if self._step >= self.latest else None
         if why is None and len(self.made) < self.method.progressive and self._enough_has_faded():
             return "faded"
         return why
@@ -225,6 +227,10 @@ class OCSPRun(StructuredRun):
             width = min(group.size, -(-(group.size - int(gone[group].sum())) // step) * step)
             staying[group] = order[:width].sort().values
         return staying
+
+    def _has_learned(self) -> bool:
+        """Whether all that the indicator compares was selected under sparsity learning: the phases come in their order."""
+        return self.began is not None and sum(check.step > self.began for check in self.checks) >= self.method.indicator.history
 
     def _enough_has_faded(self) -> bool:
         """Whether a cut now would take its share of the MACs that are to go."""

@@ -107,7 +107,8 @@ class TrainPruneFinetuneRun(StructuredRun):
         self.strengths = torch.zeros(self.layout.total, device=self._observed.device)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"learning": self.learning, "strengths": self.strengths.clone()}
+        strengths = self.strengths.clone() if self.searching else torch.zeros(0)
+        return super().state_dict() | {"learning": self.learning, "strengths": strengths}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

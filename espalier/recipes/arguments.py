@@ -68,7 +68,8 @@ def parse_indicator(given: object) -> Indicator:
         JaccardStability(lag=1, window=3, threshold=0.999)
     """
     name, args = _named(given, INDICATORS, "indicator")
-    return _made(INDICATORS[name], args, f"indicator {name!r}")
+    made: Indicator = _made(INDICATORS[name], args, f"indicator {name!r}")
+    return made
 
 
 def parse_channel_criterion(given: object) -> ChannelCriterion:
@@ -79,7 +80,8 @@ def parse_channel_criterion(given: object) -> ChannelCriterion:
         GroupSaliency(p=2.0, root=True)
     """
     name, args = _named(given, CHANNEL_CRITERIA, "criterion")
-    return _made(CHANNEL_CRITERIA[name], args, f"criterion {name!r}")
+    made: ChannelCriterion = _made(CHANNEL_CRITERIA[name], args, f"criterion {name!r}")
+    return made
 
 
 def _named(given: object, known: Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]]:

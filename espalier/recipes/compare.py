@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import yaml
 
 from espalier.errors import EspalierError
 from espalier.recipes import runs
-from espalier.recipes.pruning import build_method, for_method
+from espalier.recipes.pruning import as_prune_at, build_method, cuts, for_method, takes_sparsity
 from espalier.recipes.recipe import resolved
-from espalier.recipes.spec import Recipe
+from espalier.recipes.spec import PruningSpec, Recipe
+from espalier.records import numbers
 
 DENSE = "dense"
 DEFAULT_METHODS = (DENSE, "one-shot", "iterative", "agp", "ocp")
@@ -35,6 +37,10 @@ class PlannedRun:
         """Words for progress lines."""
         pruning = self.recipe.pruning
         share = "" if pruning.sparsity is None else f" {pruning.sparsity:g}"
+        if pruning.budget:
+            share = f" at {numbers.budget(pruning.budget)}"
+        if "at_epoch" in pruning.args:
+            share = f" {pruning.args['at_epoch']}{share}"
         return f"{pruning.method}{share}, seed {self.recipe.seed}, {self.recipe.train.epochs} epochs"
 
 
@@ -48,37 +54,123 @@ class Outcome:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A method to compare, with arguments that hold for it alone, as `key=value` texts.
+
+    Example:
+        >>> Entry.read("ocsp:progressive=4:criterion=magnitude")
+        Entry(method='ocsp', own=('progressive=4', 'criterion=magnitude'))
+    """
+
+    method: str
+    own: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, text: str) -> Entry:
+        """Read `METHOD:KEY=VALUE:KEY=VALUE`.
+
+        Raises:
+            EspalierError: what follows the method is no `key=value`.
+        """
+        method, _, rest = text.partition(":")
+        own = tuple(part.strip() for part in re.split(r":(?=\s*[A-Za-z_.]+=)", rest)) if rest else ()
+        for part in own:
+            key, sign, _ = part.partition("=")
+            if not sign or not key or key == "method":
+                raise EspalierError(f"{text!r} should have the form METHOD:KEY=VALUE, such as ocsp:progressive=4.")
+        return cls(method.strip(), own)
+
+
+def read_entries(text: str) -> list[Entry]:
+    """Read names of methods, with their arguments, separated by commas (those in brackets do not count).
+
+    Example:
+        >>> [entry.method for entry in read_entries("dense,ocsp:include=[layer1.*,layer2.*],epi")]
+        ['dense', 'ocsp', 'epi']
+    """
+    return [Entry.read(part.strip()) for part in re.split(r",(?![^\[{]*[\]}])", text) if part.strip()]
+
+
+def default_methods(recipe: Recipe, *, cutting: bool) -> list[str]:
+    """What is compared unless told: the schedules of masks; where channels are cut, dense and the recipe's or two methods."""
+    if cuts(recipe.pruning.method):
+        return [DENSE, recipe.pruning.method]
+    return [DENSE, "ocsp", "epi"] if cutting else list(DEFAULT_METHODS)
+
+
 def plan(
     recipe: Recipe,
-    methods: Sequence[str],
+    methods: Sequence[str | Entry],
     sparsities: Sequence[float],
     seeds: Sequence[int],
     budgets: Sequence[int],
     out: Path,
+    *,
+    keep_macs: Sequence[float] = (),
+    prune_at: Sequence[float] = (),
 ) -> list[PlannedRun]:
     """All runs of a comparison, seed by seed, so that a partial table is balanced.
 
-    The dense reference does not depend on the sparsity and is trained once per seed and budget.
+    The dense reference depends on no target and is trained once per seed and number of epochs.
+
+    Args:
+        recipe: what all runs have in common.
+        methods: names, or entries with arguments.
+        sparsities: for methods that zero weights.
+        seeds: of all runs.
+        budgets: in epochs.
+        out: where run folders go.
+        keep_macs: for methods that cut; none: the budget in the recipe or in the entry.
+        prune_at: epochs for a grid search: one cut each, as the recipe's method (or the first of `methods` that cuts) makes it.
 
     Raises:
-        EspalierError: a method, sparsity, seed or budget is refused; before any run starts.
+        EspalierError: a method, target, seed or budget is refused; before any run starts.
     """
     if min((*seeds, 0)) < 0 or min((*budgets, 1)) < 1:
         raise EspalierError("A seed is a whole number of at least 0, and a budget one of at least 1 epoch.")
+    entries = [Entry(one) if isinstance(one, str) else one for one in methods]
+    variants = list(_prunings(recipe.pruning, entries, sparsities, keep_macs, prune_at))
     planned: dict[Path, PlannedRun] = {}
     for seed in seeds:
         for epochs in budgets:
-            for sparsity in sparsities:
-                for method in methods:
-                    pruning = for_method(recipe.pruning, method, sparsity)
-                    build_method(pruning)
-                    train = recipe.train.model_copy(update={"epochs": epochs})
-                    one = recipe.model_copy(update={"pruning": pruning, "train": train, "seed": seed})
-                    folder = out / runs.run_name(one)
-                    planned.setdefault(folder, PlannedRun(one, folder))
+            for pruning in variants:
+                build_method(pruning, epochs=epochs)
+                train = recipe.train.model_copy(update={"epochs": epochs})
+                one = recipe.model_copy(update={"pruning": pruning, "train": train, "seed": seed})
+                folder = out / runs.run_name(one)
+                planned.setdefault(folder, PlannedRun(one, folder))
     if not planned:
         raise EspalierError("There is nothing to compare: give at least one method, sparsity, seed and budget.")
     return list(planned.values())
+
+
+def _prunings(
+    base: PruningSpec,
+    entries: Sequence[Entry],
+    sparsities: Sequence[float],
+    keep_macs: Sequence[float],
+    prune_at: Sequence[float],
+) -> Iterable[PruningSpec]:
+    """The pruning sections of one seed: without a target, by sparsity, by MACs."""
+    for entry in entries:
+        if not takes_sparsity(entry.method) and not cuts(entry.method):
+            yield for_method(base, entry.method, own=entry.own)
+    for sparsity in sparsities:
+        for entry in entries:
+            if takes_sparsity(entry.method):
+                yield for_method(base, entry.method, sparsity, own=entry.own)
+    cutting = [entry for entry in entries if cuts(entry.method)]
+    for share in keep_macs or (None,):
+        made = [for_method(base, entry.method, keep_macs=share, own=entry.own) for entry in cutting]
+        for spec in made:
+            if not spec.budget:
+                raise EspalierError(f"The method {spec.method!r} needs a budget: give --keep-macs 0.5, or one in the recipe.")
+        yield from made
+        if prune_at:
+            own = for_method(base, base.method, keep_macs=share) if cuts(base.method) else None
+            model = own or next(iter(made), None) or for_method(base, "prune-at", keep_macs=share)
+            yield from (as_prune_at(model, epoch) for epoch in prune_at)
 
 
 def carry_out(

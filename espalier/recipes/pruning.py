@@ -82,8 +82,9 @@ def cuts(name: str) -> bool:
 
 
 def budgets_of(name: str) -> list[str]:
-    """What a method may be given as its target."""
-    return [key for key in ("sparsity", *BUDGETS) if key in method_arguments(name)]
+    """What a method may be given as its target: `sparsity`, or budgets."""
+    known = method_arguments(name)
+    return [key for key in ("sparsity", *BUDGETS) if key in known or (key == "sparsity" and takes_sparsity(name))]
 
 
 def for_method(
@@ -130,15 +131,16 @@ def as_prune_at(spec: PruningSpec, epoch: float) -> PruningSpec:
     Arguments that the method leaves at defaults of its own are written out.
     """
     raw = {key: value for key, value in spec.args.items() if key in _writable(method_arguments("prune-at"))}
-    if cuts(spec.method):
+    if cuts(spec.method) and spec.method != "prune-at":
         method = build_method(spec)
         for field in dataclasses.fields(Structured):
             value = getattr(method, field.name)
-            if field.name not in raw and value != field.default and isinstance(value, str | int | float):
-                if field.name != "check_every":  # a placeholder while steps are not known
-                    raw[field.name] = value
+            told = field.name in raw or field.name == "check_every"  # which is a placeholder while steps are not known
+            if not told and value != field.default and isinstance(value, str | int | float):
+                raw[field.name] = value
     raw = {key: value for key, value in raw.items() if key not in ("at", "at_epoch")}
-    return PruningSpec(method="prune-at", at_epoch=int(epoch) if epoch == int(epoch) else epoch, **raw)
+    raw["at_epoch"] = int(epoch) if epoch == int(epoch) else epoch
+    return PruningSpec(method="prune-at", **raw)
 
 
 def _is_shared(key: str, old: str, new: str) -> bool:
@@ -171,9 +173,7 @@ def _check_target(spec: PruningSpec, known: Sequence[str]) -> None:
             raise EspalierError(f"The method {name!r} takes no pruning.{key}: that is a budget of methods that cut ({those}).")
 
 
-def _without_epochs(
-    spec: PruningSpec, known: Sequence[str], epochs: int | None, steps_per_epoch: int | None
-) -> dict[str, Any]:
+def _without_epochs(spec: PruningSpec, known: Sequence[str], epochs: int | None, steps_per_epoch: int | None) -> dict[str, Any]:
     """The arguments with what is written in epochs turned into steps and shares."""
     given = spec.args
     for key, stands_for in IN_EPOCHS.items():
@@ -205,9 +205,7 @@ def _parsed(given: dict[str, Any], sparsity: float | None, *, cuts: bool) -> dic
             made["indicator"] = parse_indicator(made["indicator"])
         return made
     if not isinstance(made.get("criterion", ""), str):
-        raise EspalierError(
-            f"pruning.criterion must be a name that `espalier list criteria` shows, not {made['criterion']!r}."
-        )
+        raise EspalierError(f"pruning.criterion must be a name that `espalier list criteria` shows, not {made['criterion']!r}.")
     if "pattern" in made:
         made["pattern"] = parse_pattern(made["pattern"])
     if isinstance(made.get("curve"), (str, dict)):

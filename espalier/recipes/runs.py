@@ -28,11 +28,13 @@ FAILURE = "failed.json"
 
 
 def run_name(recipe: Recipe) -> str:
-    """Folder name of a recipe's run, such as `digits-ocp-0.9-s0-1a2b3c4d`."""
-    sparsity = recipe.pruning.sparsity or 0.0
+    """Folder name of a recipe's run, such as `digits-ocp-0.9-s0-1a2b3c4d` or `digits-ocsp-keep-macs-0.5-s0-1a2b3c4d`."""
+    target = f"{recipe.pruning.sparsity or 0.0:g}"
+    if recipe.pruning.budget:
+        target = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in recipe.pruning.budget.items())
     name = recipe.name or f"{recipe.model.name}-{recipe.data.name}"
     clean = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    return f"{clean}-{recipe.pruning.method}-{sparsity:g}-s{recipe.seed}-{recipe_hash(recipe)[:8]}"
+    return f"{clean}-{recipe.pruning.method}-{target}-s{recipe.seed}-{recipe_hash(recipe)[:8]}"
 
 
 def open_run(folder: Path, recipe: Recipe) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from espalier.errors import EspalierError
 from espalier.masks import LayerSparsity
+from espalier.records.numbers import BUDGETS
+from espalier.records.shrunk import Shrunk, read_shrunk
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,19 @@ class Epoch:
     val_acc: float | None = None
     sparsity: float | None = None
     sparsity_all: float | None = None
+    keep_macs: float | None = None
+    keep_params: float | None = None
+    stability: float | None = None
     seconds: float | None = None
     images_per_second: float | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. Only a finished run has `test_acc` and `layers`; `failure` is why one ended early, if it said so."""
+    """One run folder. Only a finished run has `test_acc`, `layers` and, if its method cuts channels, `shrunk`.
+
+    `budget` is what such a method was given, () for others; `failure` is why a run ended early, if it said so.
+    """
 
     folder: Path
     name: str
@@ -47,6 +55,7 @@ class Run:
     epochs: int
     seed: int
     finished: bool
+    budget: tuple[tuple[str, float], ...] = ()
     metrics: tuple[Epoch, ...] = ()
     layers: tuple[LayerSparsity, ...] = ()
     test_acc: float | None = None
@@ -55,6 +64,7 @@ class Run:
     sparsity: float | None = None
     sparsity_all: float | None = None
     params: int | None = None
+    shrunk: Shrunk | None = None
     seconds: float | None = None
     failure: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -110,6 +120,7 @@ def read_run(folder: str | Path) -> Run:
             epochs=int(said.get("epochs", len(metrics))),
             seed=int(said.get("seed", 0)),
             finished=bool(result),
+            budget=tuple(_budget(said)),
             metrics=metrics,
             layers=tuple(
                 LayerSparsity(str(raw["name"]), tuple(raw.get("shape", ())), int(raw["total"]), int(raw["zeros"]))
@@ -121,6 +132,7 @@ def read_run(folder: str | Path) -> Run:
             sparsity=_number(result.get("sparsity")),
             sparsity_all=_number(result.get("sparsity_all")),
             params=result.get("params"),
+            shrunk=read_shrunk(result),
             seconds=_number(result.get("seconds")),
             failure=None if result else _read_json(folder / "failed.json").get("error"),
             settings=settings,
@@ -186,10 +198,18 @@ def _identity(settings: Mapping[str, object]) -> dict[str, Any]:
         "data": settings.get("data.name", settings.get("data")),
         "method": settings.get("pruning.method", settings.get("pruning")),
         "sparsity_target": settings.get("pruning.sparsity"),
+        "budget": {key: settings.get(f"pruning.{key}") for key in BUDGETS},
         "epochs": settings.get("train.epochs"),
         "seed": settings.get("seed"),
     }
     return {key: value for key, value in known.items() if value is not None}
+
+
+def _budget(said: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    for key in BUDGETS:
+        value = _number((said.get("budget") or {}).get(key))
+        if value is not None:
+            yield key, value
 
 
 def _read_metrics(path: Path) -> list[Epoch]:

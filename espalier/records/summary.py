@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from espalier.records import numbers
 from espalier.records.reading import Run
+from espalier.records.shrunk import Shrunk
 
 # Settings in which the runs of one row may differ: they change neither what is learned nor from what.
 _INCIDENTAL = ("name", "seed", "trackers", "data.path", "data.workers", "data.download", "data.resident")
@@ -19,7 +22,8 @@ class Row:
     """Finished runs that differ in nothing but the seed, summed up.
 
     `acc_std` and `seconds_std` are sample standard deviations over seeds, None for a single run. `variant` names the
-    settings, if any, that tell this row from others of the same model, data, method, sparsity and budget.
+    settings, if any, that tell this row from others of the same model, data, method, target and epochs. `budget` is that of
+    a method that cuts channels, () for others; `keep_macs` and `keep_params` are what it left, as means.
     """
 
     model: str
@@ -36,10 +40,45 @@ class Row:
     seconds: float | None
     seconds_std: float | None
     runs: tuple[Run, ...] = ()
+    budget: tuple[tuple[str, float], ...] = ()
+    keep_macs: float | None = None
+    keep_params: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Method, and the settings that tell it from its namesakes."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing was to be pruned: the reference for all others of its epochs."""
+        return not self.sparsity_target and not self.budget
+
+    @property
+    def goal(self) -> tuple[float, tuple[tuple[str, float], ...]]:
+        """What is equal for the rows that are compared with one another, the epochs apart; sorts."""
+        return self.sparsity_target or 0.0, self.budget
+
+    @property
+    def aim(self) -> str:
+        """The goal in words.
+
+        Example:
+            >>> Row("m", "d", "agp", 0.9, 5, "", 1, None, None, None, None, None, None).aim
+            '90 % zeros'
+        """
+        if self.budget:
+            return numbers.budget(dict(self.budget))
+        return f"{numbers.target(self.sparsity_target)} zeros" if self.sparsity_target else "dense"
+
+    @property
+    def shrunk(self) -> tuple[Shrunk, ...]:
+        """What its runs have recorded of their cuts."""
+        return tuple(run.shrunk for run in self.runs if run.shrunk is not None)
 
 
 def summarise(runs: Iterable[Run], *, finished: bool = True) -> list[Row]:
-    """Sum up runs over seeds: one row per model, data, sparsity, budget, method and variant, in that order.
+    """Sum up runs over seeds: one row per model, data, target, epochs, method and variant, in that order.
 
     Args:
         runs: as read by `espalier.records.read_runs`.
@@ -47,10 +86,10 @@ def summarise(runs: Iterable[Run], *, finished: bool = True) -> list[Row]:
     """
     runs = [run for run in runs if run.finished == finished]
     methods = method_order(runs)
-    groups: dict[tuple[str, str, float, int, int], list[Run]] = defaultdict(list)
+    groups: dict[tuple[str, str, float, tuple[tuple[str, float], ...], int, int], list[Run]] = defaultdict(list)
     for run in runs:
         target = run.sparsity_target or 0.0
-        groups[run.model, run.data, target, run.epochs, methods.index(run.method)].append(run)
+        groups[run.model, run.data, target, run.budget, run.epochs, methods.index(run.method)].append(run)
     rows = []
     for key in sorted(groups):
         rows += [_row(variant, members) for variant, members in _split_variants(groups[key]).items()]
@@ -103,6 +142,9 @@ def _row(variant: str, runs: Sequence[Run]) -> Row:
         seconds=mean(run.seconds for run in runs),
         seconds_std=spread(run.seconds for run in runs),
         runs=tuple(runs),
+        budget=first.budget,
+        keep_macs=mean(run.shrunk.keep_macs for run in runs if run.shrunk is not None),
+        keep_params=mean(run.shrunk.keep_params for run in runs if run.shrunk is not None),
     )
 
 
@@ -115,7 +157,12 @@ def _split_variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run, settings in zip(runs, own, strict=True):
         label = ", ".join(f"{key.rpartition('.')[2]}={settings[key]}" for key in differing if key in settings)
         variants[label].append(run)
-    return dict(sorted(variants.items()))
+    return dict(sorted(variants.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(text: str) -> list[tuple[float, str]]:
+    """A key that sorts numbers in a text by their size."""
+    return [(float(part), "") if number % 2 else (-1.0, part) for number, part in enumerate(re.split(r"(\d+(?:\.\d+)?)", text))]
 
 
 def _incidental(key: str) -> bool:

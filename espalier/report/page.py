@@ -15,7 +15,7 @@ from espalier.records.summary import Row, summarise
 from espalier.report import palette
 from espalier.report.plots import KINDS, Plots, all_plots
 from espalier.report.svg import draw
-from espalier.report.tables import TableRow, row_label, table_rows
+from espalier.report.tables import CutRow, TableRow, cut_rows, row_label, table_rows
 
 _FIRST_CHARTS = 4  # of one kind; the rest is folded away
 _LONG = 900.0  # height of a plot, in pixels, from which on it is folded away
@@ -39,6 +39,7 @@ class _Section:
     title: str
     findings: tuple[str, ...]
     table: tuple[TableRow, ...]
+    cuts: tuple[CutRow, ...]
     figures: tuple[_Figure, ...]
     unfinished: tuple[str, ...]
 
@@ -83,7 +84,8 @@ def save_plots(runs: Sequence[Path], folder: Path, kinds: Sequence[str] = KINDS)
         runs: run folders, or folders that contain some.
         folder: where to; files are named `<kind>.svg`, or `<kind>-<n>.svg` where a kind has several charts, after
             model and data where there is more than one setting.
-        kinds: which plots, of "sparsity", "budget", "training", "schedules" and "layers".
+        kinds: which plots, of "sparsity", "budget", "training", "schedules" and "layers", and for methods that cut
+            "tradeoff", "stability", "macs", "speed" and "widths".
 
     Returns:
         The files, plots without data left out.
@@ -121,10 +123,12 @@ def _plots(runs: Sequence[Run]) -> list[Plots]:
 
 def _section(title: str, runs: Sequence[Run]) -> _Section:
     rows = summarise(runs)
+    masks, cuts = any(row.sparsity_target for row in rows), any(row.budget for row in rows)
     return _Section(
         title=title,
         findings=tuple(_findings(rows)),
-        table=tuple(table_rows(rows)),
+        table=tuple(line for line in table_rows(rows) if not line.row.budget) if masks or not cuts else (),
+        cuts=tuple(cut_rows(rows)) if cuts else (),
         figures=tuple(_figure(plots) for plots in _plots(runs)),
         unfinished=tuple(_state(run) for run in runs if not run.finished),
     )
@@ -139,7 +143,7 @@ def _figure(plots: Plots) -> _Figure:
 
 
 def _findings(rows: Sequence[Row]) -> Iterable[str]:
-    """One sentence per sparsity and budget: who is ahead, how far from dense, and who cannot be told from it."""
+    """One sentence per target and budget: who is ahead, how far from dense, and who cannot be told from it."""
     table = table_rows(rows)
     for best in (line for line in table if line.best and line.row.acc_mean is not None):
         row = best.row
@@ -147,7 +151,7 @@ def _findings(rows: Sequence[Row]) -> Iterable[str]:
         near = [
             row_label(other)
             for other in rows
-            if (other.sparsity_target, other.epochs) == (row.sparsity_target, row.epochs)
+            if (other.goal, other.epochs) == (row.goal, row.epochs)
             and row.acc_std is not None
             and row_label(other) != row_label(row)
             and (other.acc_mean or 0.0) >= bar
@@ -155,7 +159,7 @@ def _findings(rows: Sequence[Row]) -> Iterable[str]:
         against = "" if best.against_dense == numbers.NOTHING else f", {best.against_dense} points against dense"
         close = f"; {' and '.join(near)} within one standard deviation of it" if near else ""
         close = close if row.n > 1 else "; one run, so no spread is known"
-        yield f"{best.sparsity} zeros, {best.budget}: {best.method} is ahead with {best.accuracy} %{against}{close}."
+        yield f"{row.aim}, {best.budget}: {best.method} is ahead with {best.accuracy} %{against}{close}."
 
 
 def _state(run: Run) -> str:
@@ -163,6 +167,8 @@ def _state(run: Run) -> str:
     words = [run.method, f"seed {run.seed}", f"{done} of {numbers.epochs(run.epochs)} done"]
     if run.sparsity_target:
         words.insert(1, f"{numbers.target(run.sparsity_target)} zeros")
+    if run.budget:
+        words.insert(1, numbers.budget(dict(run.budget)))
     state = ", ".join(words)
     return f"{state}; it stopped with: {run.failure}" if run.failure else state
 

@@ -43,6 +43,15 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """A line across the plotting area at one place of the x axis, in the colour of a series, with words for the tooltip."""
+
+    x: float
+    slot: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Axis:
     """Range, ticks (position, text) and name of an axis. `log` spaces positions by their ratio."""
 
@@ -70,6 +79,7 @@ class Chart:
     series: tuple[Series, ...]
     height: float = _PLOT_HEIGHT
     left: float = _LEFT
+    rules: tuple[Rule, ...] = ()
 
 
 def linear_axis(low: float, high: float, name: str, *, ticks: int = 5, scale: float = 1.0) -> Axis:
@@ -132,6 +142,7 @@ def draw(chart: Chart, css: str = "") -> str:
     box = f"{area.left - 2:g} {area.top - 2:g} {area.width + 4:g} {area.height + 4:g}"
     x, y, width, tall = box.split()
     parts.append(f'<svg x="{x}" y="{y}" width="{width}" height="{tall}" viewBox="{box}">')
+    parts += [area.rule(one) for one in chart.rules]
     parts += [area.spread(series) for series in chart.series]
     parts += [area.line(series) for series in chart.series]
     parts.append("</svg>")
@@ -186,6 +197,11 @@ class _Area:
             x, y_low, y_high = self.px(p.x) + series.dodge, self.py(low), self.py(high)
             bars.append(f"M{x:.1f} {y_low:.1f}V{y_high:.1f}M{x - 3:.1f} {y_low:.1f}h6M{x - 3:.1f} {y_high:.1f}h6")
         return f'<path class="bar s{series.slot}" d="{"".join(bars)}"/>'
+
+    def rule(self, one: Rule) -> str:
+        """A line from bottom to top."""
+        title = f"<title>{escape(one.note)}</title>" if one.note else ""
+        return f'<path class="rule s{one.slot}" d="M{self.px(one.x):.1f} {self.top:g}v{self.height:g}">{title}</path>'
 
     def line(self, series: Series) -> str:
         """The line through a series."""

@@ -87,6 +87,36 @@ def test_compare_makes_a_balanced_table_and_runs_nothing_twice(tmp_path: Path, r
     assert sum(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items()) == 5
 
 
+def test_compare_cuts_beside_masks(tmp_path: Path, recipe: str, espalier: Espalier) -> None:
+    out = tmp_path / "runs"
+    methods = "dense,ocp,ocsp:progressive=2:checks_per_epoch=4,ocsp,force:prune_channels=0.25"
+    command = ["compare", recipe, "--methods", methods, "--sparsity", "0.8", "--keep-macs", "0.5,0.7", "--prune-at", "0,1"]
+    command += ["--seeds", "0", "--out", str(out), "model.width=16", "train.epochs=2"]
+    said = espalier(*command)
+    rows = list(csv.DictReader((out / "compare-small.csv").open()))
+    at_half = [row for row in rows if row["budget"] == "50 % of the MACs"]
+    assert [row["method"] for row in rows if not row["budget"]] == ["dense", "ocp"]
+    assert [row["method"] for row in at_half] == [
+        "ocsp",
+        "ocsp (checks_per_epoch=4, progressive=2)",
+        "prune-at (at_epoch=0)",
+        "prune-at (at_epoch=1)",
+    ]
+    assert [row["budget"] for row in rows if row["method"] == "force"] == ["25 % of the channels gone"]
+    assert len(rows) == 2 + 2 * 4 + 1
+    assert all(float(row["keep_macs"]) <= 0.5 for row in at_half)
+    assert [(float(row["cut_epoch"]), row["reason"]) for row in at_half[2:]] == [(0, "start"), (1, "planned")]
+    table = (out / "compare-small.md").read_text()
+    assert "| 2 | 0.8 | ocp |" in table
+    assert "| 2 | 50 % of the MACs | prune-at (at_epoch=1) |" in table
+    assert table.count("| dense |") == 2  # the reference stands in both tables
+    assert "cut after" in said
+    assert "dense, seed 0" in said
+    recipes = [yaml.safe_load(p.read_text())["pruning"] for p in out.glob("*-prune-at-*/recipe.yaml")]
+    assert {one["max_ratio"] for one in recipes} == {0.75}  # the cap of the method that they are compared with
+    assert espalier(*command).count(" kept ") == len(rows)
+
+
 def test_report_writes_page_plots_and_table(tmp_path: Path, recipe: str, espalier: Espalier) -> None:
     runs = str(tmp_path / "runs")
     espalier("train", recipe, "--runs", runs)
@@ -145,6 +175,15 @@ def test_a_stopped_comparison_stops_its_runs_and_continues(tmp_path: Path, recip
         (("compare", "digits", "--epochs", "0"), "at least 1 epoch"),
         (("compare", "digits", "--budgets", ""), "nothing to compare"),
         (("compare", "digits", "--seeds=-1"), "whole number of at least 0"),
+        (("compare", "digits", "--methods", "dense,ocsp"), "give --keep-macs 0.5"),
+        (("compare", "digits", "--methods", "ocsp:progressive"), "METHOD:KEY=VALUE"),
+        (("compare", "digits", "--methods", "ocsp:progresive=4", "--keep-macs", "0.5"), "did you mean 'progressive'?"),
+        (("compare", "digits", "--methods", "ocp:sparsity=2"), "a sparsity is a share below 1"),
+        (("compare", "digits", "--keep-macs", "50"), "a share above 0 and at most 1"),
+        (("compare", "digits", "--keep-macs", "0.5", "--prune-at", "21"), "training of 20 epochs"),
+        (("compare", "digits", "--keep-macs", "0.5", "--prune-at", "-1"), "pruning.at_epoch is a number"),
+        (("train", "digits", "pruning=ocsp"), "takes no pruning.sparsity: give a budget such as pruning.keep_macs=0.5"),
+        (("train", "digits", "pruning.keep_macs=0.5"), "takes no pruning.keep_macs"),
         (("train", "digits", "data.path=images"), "not read from data.path"),
         (("train", "digits", "model=torchvision:nosuch"), "no torchvision model 'nosuch'."),
         (("train", "digits", "model=vgg16_bn"), "set data.image_size=32"),
@@ -168,7 +207,11 @@ def test_list_shows_what_recipes_can_name(espalier: Espalier) -> None:
     said = espalier("list")
     for word in ("resnet20", "digits", "ocp", "one-cycle", "magnitude", "n:m", "resnet20-cifar10"):
         assert word in said
-    assert espalier("list", "methods").split()[:5] == ["dense", "one-shot", "iterative", "agp", "ocp"]
+    methods = [line.split(maxsplit=1) for line in espalier("list", "methods").splitlines()]
+    assert [name for name, *_ in methods][:5] == ["dense", "one-shot", "iterative", "agp", "ocp"]
+    assert ["ocp", "sparsity"] in methods
+    assert ["ocsp", "keep_macs, keep_params, max_macs, max_params, prune_channels"] in methods
+    assert "jaccard" in espalier("list", "indicators")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
@@ -178,5 +221,8 @@ def test_ready_recipes_are_valid(path: Path) -> None:
 
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert build_method(recipe.pruning).sparsity == recipe.pruning.sparsity
+    method = build_method(recipe.pruning, epochs=recipe.train.epochs, steps_per_epoch=100)
+    targets = recipe.pruning.budget or {"sparsity": recipe.pruning.sparsity}
+    assert {key: getattr(method, key) for key in targets} == targets
+    assert method.cuts == bool(recipe.pruning.budget)
     assert path.read_text().startswith("# ")

@@ -444,3 +444,46 @@ def test_an_expression_keeps_both_sides():
     origin = origin_of(attribute(12, "dim") // attribute(4))
     assert isinstance(origin, Expression)
     assert (origin.sign, origin.left, origin.right) == ("//", Attribute("dim"), Attribute("heads"))
+
+
+# -- a free atom that meets a bound one --------------------------------------------------------------------------------
+
+
+def bound(axes: Axes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A dimension of 6 bound to (2, 3), and both factors."""
+    whole = axes.fresh(6, "whole")
+    outer, inner = axes.split(whole, (2, 3), (True, True), "view")
+    return whole, outer, inner
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_new_atoms_join_bound_ones(axes, turned):
+    whole, outer, inner = bound(axes)
+    new = axes.fresh(6, "new")
+    axes.unify(*((new, whole) if turned else (whole, new)), "add")
+    assert resolved(axes, new) == resolved(axes, whole) == [[int(o), int(i)] for o in outer[:, 0] for i in inner[:, 0]]
+    axes.table()
+    assert resolved(axes, new) == resolved(axes, whole)
+
+
+def test_one_atom_for_two_bound_ones_unifies_these(axes):
+    whole, outer, _ = bound(axes)
+    one = axes.fresh(1, "one")
+    axes.unify(np.repeat(one, 2, axis=0), whole[[0, 3]], "add")  # (0, 0) and (1, 0)
+    assert same(axes, outer[:1], outer[1:])
+    assert not axes.frozen()
+
+
+def test_a_factor_of_the_product_cannot_join_it(axes):
+    whole, _, inner = bound(axes)
+    axes.unify(inner, whole[:3], "add")
+    assert set(axes.frozen().values()) == {"add"}
+
+
+def test_new_atoms_leave_out_what_stays(axes):
+    whole = axes.fresh(6, "qkv")
+    axes.split(whole, (2, 3), (False, True), "view")  # the outer factor only tells indices apart
+    new = axes.fresh(6, "new")
+    axes.unify(whole, new, "add")
+    assert [len(row) for row in resolved(axes, whole)] == [2] * 6
+    assert [len(row) for row in resolved(axes, new)] == [1] * 6

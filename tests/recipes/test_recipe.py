@@ -6,8 +6,13 @@ import pytest
 
 import espalier as es
 from espalier.errors import EspalierError
-from espalier.recipes.pruning import build_method, for_method, parse_pattern
+from espalier.methods.structured import BUDGETS
+from espalier.recipes.arguments import parse_pattern
+from espalier.recipes.compare import read_entries
+from espalier.recipes.pruning import as_prune_at, build_method, for_method
 from espalier.recipes.recipe import load_recipe, parse_recipe, recipe_hash, to_yaml
+from espalier.recipes.spec import PruningSpec
+from espalier.records import numbers
 
 PLAIN = {"model": "convnet4", "data": "digits"}
 
@@ -98,9 +103,16 @@ def test_the_resolved_recipe_reads_back_equal(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
+def test_hashes_of_recipes_stay_what_they_were() -> None:
+    recipes = Path(__file__).resolve().parents[2] / "recipes"
+    assert recipe_hash(load_recipe(recipes / "resnet20-cifar10.yaml")) == "b852f9105c44d343"
+    assert recipe_hash(load_recipe(recipes / "digits.yaml")) == "b3e8e93f9c94489d"
+
+
 def test_hash_names_the_experiment_not_its_circumstances() -> None:
     one = parse_recipe(PLAIN)
     same = parse_recipe(PLAIN, ["name=other", "train.threads=2", "train.checkpoint_every.steps=5", "data.workers=0"])
+    assert recipe_hash(one) == recipe_hash(parse_recipe(PLAIN, ["train.latency=false"]))
     assert recipe_hash(one) == recipe_hash(same)
     assert recipe_hash(one) != recipe_hash(parse_recipe(PLAIN, ["seed=1"]))
 
@@ -117,11 +129,36 @@ def test_hash_names_the_experiment_not_its_circumstances() -> None:
         ({"method": "ocp", "sparsity": 0.9, "criterion": 5}, "pruning.criterion must be a name"),
         ({"method": "ocp", "sparsity": 0.5, "pattern": "2:4"}, "gradual"),
         ({"method": "ocp", "sparsity": 0.5, "scope": "galactic"}, "scope"),
+        ({"method": "dense", "sparsity": 0.5}, "takes no pruning.sparsity: to train it, set pruning.sparsity=null"),
+        ({"method": "ocsp", "sparsity": 0.5, "keep_macs": 0.5}, "give a budget such as pruning.keep_macs=0.5, and set"),
+        (
+            {"method": "ocp", "sparsity": 0.5, "keep_macs": 0.5},
+            "takes no pruning.keep_macs: that is a budget of methods that cut",
+        ),
+        ({"method": "ocsp"}, "ocsp needs a budget"),
+        ({"method": "ocsp", "keep_macs": 50}, "a share above 0 and at most 1"),
+        ({"method": "ocsp", "keep_macs": 0.5, "progresive": 4}, "did you mean 'progressive'?"),
+        ({"method": "ocsp", "keep_macs": 0.5, "check_per_epoch": 4}, "did you mean 'checks_per_epoch'?"),
+        ({"method": "ocsp", "keep_macs": 0.5, "checks_per_epoch": 0}, "a number above 0; got 0"),
+        ({"method": "ocsp", "keep_macs": 0.5, "checks_per_epoch": 2, "check_every": 9}, "pruning.check_every, not both"),
+        ({"method": "prune-at", "keep_macs": 0.5, "at": 0.5, "at_epoch": 9}, "pruning.at_epoch or pruning.at, not both"),
+        ({"method": "ocsp", "keep_macs": 0.5, "at_epoch": 9}, "no argument 'at_epoch'"),
+        ({"method": "ocsp", "keep_macs": 0.5, "criterion": "bn-scales"}, "did you mean 'bn-scale'?"),
+        (
+            {"method": "ocsp", "keep_macs": 0.5, "criterion": {"name": "magnitude", "q": 2}},
+            "criterion 'magnitude' has no argument",
+        ),
+        ({"method": "ocsp", "keep_macs": 0.5, "indicator": "jacard"}, "did you mean 'jaccard'?"),
+        ({"method": "ocsp", "keep_macs": 0.5, "indicator": {"lag": 2}}, "pruning.indicator needs a name"),
+        ({"method": "ocsp", "keep_macs": 0.5, "indicator": {"name": "jaccard", "lags": 2}}, "did you mean 'lag'?"),
+        ({"method": "ocsp", "keep_macs": 0.5, "indicator": {"name": "jaccard", "lag": "two"}}, "lag counts checks"),
+        ({"method": "ocsp", "keep_macs": 0.5, "latest": "soon"}, "does not fit 'ocsp'"),
     ],
 )
 def test_pruning_mistakes(pruning: dict[str, object], words: str) -> None:
-    with pytest.raises(EspalierError, match=words.replace("?", r"\?")):
+    with pytest.raises(EspalierError, match=words.replace("?", r"\?")) as caught:
         build_method(parse_recipe(PLAIN | {"pruning": pruning}).pruning)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_schedules_name_is_a_method_too() -> None:
@@ -143,3 +180,67 @@ def test_comparing_keeps_where_and_drops_a_methods_own_arguments() -> None:
     assert for_method(spec, "agp", 0.8).args == {"scope": "global"}
     assert for_method(spec, "ocp", 0.8).args == {"scope": "global", "alpha": 13}
     assert for_method(spec, "dense", 0.8).sparsity is None
+
+
+def test_methods_that_cut_are_built_from_names_and_mappings() -> None:
+    indicator = {"name": "jaccard", "lag": 1, "threshold": 0.9}
+    section = {"method": "ocsp", "keep_macs": 0.5, "indicator": indicator, "criterion": "bn-scale", "checks_per_epoch": 2}
+    method = build_method(parse_recipe(PLAIN | {"pruning": section}).pruning, epochs=3, steps_per_epoch=11)
+    assert method.indicator == es.indicators.JaccardStability(lag=1, threshold=0.9)
+    assert method.criterion == es.criteria.BatchNormScale()
+    assert (method.keep_macs, method.check_every) == (0.5, 6)
+    section = {"method": "epi", "prune_channels": 0.3, "criterion": {"name": "group-saliency", "p": 1.0}, "indicator": "count"}
+    method = build_method(PruningSpec(**section))
+    assert (method.criterion, method.indicator) == (es.criteria.GroupSaliency(p=1.0), es.indicators.CountStability())
+
+
+@pytest.mark.parametrize("method", [name for name, kind in es.METHODS.items() if kind.cuts])
+def test_every_method_that_cuts_takes_a_budget_from_a_recipe(method: str) -> None:
+    at = {"at_epoch": 5} if method == "prune-at" else {}
+    built = build_method(PruningSpec(method=method, keep_macs=0.5, **at), epochs=20)
+    assert built.keep_macs == 0.5
+    assert set(BUDGETS) == set(numbers.BUDGETS)
+
+
+def test_comparing_methods_that_cut_keeps_budget_and_place_but_no_ranking() -> None:
+    section = {
+        "method": "ocsp",
+        "keep_macs": 0.5,
+        "round_to": 8,
+        "criterion": "magnitude",
+        "progressive": 4,
+        "checks_per_epoch": 2,
+    }
+    spec = PruningSpec(**section)
+    assert for_method(spec, "epi").args == {"keep_macs": 0.5, "round_to": 8, "checks_per_epoch": 2}
+    assert for_method(spec, "epi", keep_macs=0.3).budget == {"keep_macs": 0.3}
+    assert for_method(spec, "epi", keep_macs=0.3, own=["prune_channels=0.2"]).budget == {"prune_channels": 0.2}
+    assert for_method(spec, "ocsp", own=["check_every=7"]).args == {
+        "keep_macs": 0.5,
+        "round_to": 8,
+        "criterion": "magnitude",
+        "progressive": 4,
+        "check_every": 7,
+    }
+    assert for_method(spec, "ocsp", own=["indicator={name: jaccard}", "indicator.lag=3"]).args["indicator"]["lag"] == 3
+    assert for_method(spec, "agp", 0.9).args == {}
+    masks = PruningSpec(method="ocp", sparsity=0.9, scope="global", include=["layer1.*"])
+    assert for_method(masks, "ocsp", keep_macs=0.5).args == {"keep_macs": 0.5}
+
+
+def test_a_grid_search_cuts_as_the_method_does() -> None:
+    spec = as_prune_at(PruningSpec(method="ocsp", keep_macs=0.5, round_to=8, progressive=4, checks_per_epoch=2), 5.0)
+    assert spec.args == {"keep_macs": 0.5, "round_to": 8, "checks_per_epoch": 2, "max_ratio": 0.75, "at_epoch": 5}
+    spec = as_prune_at(PruningSpec(method="epi", prune_channels=0.5), 2.5)
+    assert spec.args == {"prune_channels": 0.5, "criterion": "taylor", "at_epoch": 2.5}
+    assert as_prune_at(PruningSpec(method="prune-at", at=0.5, keep_macs=0.5), 1).args == {"keep_macs": 0.5, "at_epoch": 1}
+
+
+def test_methods_to_compare_are_read_with_their_arguments() -> None:
+    entries = read_entries("dense, ocp:pattern=2:4 ,ocsp:include=[a.*,b.*]:progressive=4:indicator={name: jaccard, lag: 1},epi")
+    assert [(entry.method, entry.own) for entry in entries] == [
+        ("dense", ()),
+        ("ocp", ("pattern=2:4",)),
+        ("ocsp", ("include=[a.*,b.*]", "progressive=4", "indicator={name: jaccard, lag: 1}")),
+        ("epi", ()),
+    ]

@@ -19,6 +19,7 @@ from tests.recipes.test_resume import interrupt, metrics
 
 Tiny = Callable[..., Recipe]
 OCSP = "pruning={method: ocsp, keep_macs: 0.5, checks_per_epoch: 5, start: 0.1, latest: 0.4}"
+EPI = "pruning={method: epi, keep_macs: 0.5, checks_per_epoch: 5, latest: 0.4}"
 
 
 def cutting(tiny: Tiny, pruning: str = OCSP, *more: str) -> Recipe:
@@ -99,7 +100,10 @@ def test_every_method_that_cuts_trains_from_a_recipe(tmp_path: Path, tiny: Tiny,
     ("pruning", "extra"),
     [
         (OCSP, ("train.ema=0.9",)),
-        ("pruning={method: epi, keep_macs: 0.5, checks_per_epoch: 5, latest: 0.4}", ("optimizer=adamw", "train.precision=bf16")),
+        (
+            EPI,
+            ("optimizer=adamw", "train.precision=bf16"),
+        ),
         ("pruning={method: ocsp, keep_macs: 0.5, checks_per_epoch: 5, start: 0, progressive: 3, faded: 0.5, exposure: 9}", ()),
     ],
     ids=["ocsp-ema", "epi-adamw", "progressive"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LAYERS = [("conv1", 432), *((f"stage{s}.{b}.conv{c}", 2304 * 4 ** (s - 1)) for s in (1, 2, 3) for b in (0, 1) for c in (1, 2))]
+GROUPS = [("conv1", 16), *((f"layer{s}.{b}.conv1", 8 * 2**s) for s in (1, 2, 3) for b in (0, 1, 2)), ("layer3", 64)]
 SCHEDULES = {
     "dense": lambda t: 0.0,
     "one-shot": lambda t: float(t >= 0.4),
@@ -88,6 +89,76 @@ def write_run(
             "machine": {"cpu": "Imaginary CPU", "cores": 2, "threads": 1, "device": "cpu"},
         }
         (folder / "result.json").write_text(json.dumps(record | result))
+    return folder
+
+
+def write_cut_run(
+    root: Path,
+    method: str = "ocsp",
+    keep_macs: float = 0.5,
+    *,
+    seed: int = 0,
+    epochs: int = 10,
+    cut_after: Sequence[float] = (3.0,),
+    reason: str = "stable",
+    stop_after: int | None = None,
+    measured: bool = True,
+    groups: Sequence[tuple[str, int]] = GROUPS,
+    settings: dict[str, Any] | None = None,
+    **more: Any,
+) -> Path:
+    """Write the folder of a run that cut channels after the given epochs, an equal part of its MACs each time."""
+    budget = {"keep_macs": keep_macs}
+    folder = write_run(
+        root,
+        method,
+        0.0,
+        seed=seed,
+        epochs=epochs,
+        stop_after=stop_after,
+        layers=(),
+        settings=budget | (settings or {}),
+        **more,
+    )
+    dense_macs, dense_params = 40_000_000, 270_000
+    parts = [1 - (1 - keep_macs) * (n + 1) / len(cut_after) for n in range(len(cut_after))]
+    lines = []
+    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        left = [part for part, when in zip(parts, cut_after, strict=True) if when <= row["epoch"]]
+        share = left[-1] if left else 1.0
+        row |= {"keep_macs": share, "keep_params": share**1.5, "stability": min(1.0, row["epoch"] / max(cut_after[-1], 1.0))}
+        row |= {"sparsity": 0.0, "sparsity_all": 0.0, "images_per_second": 950 / (0.3 + 0.7 * share)}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    if stop_after is not None:
+        return folder
+    cuts = [
+        {"step": round(22 * when), "epoch": when, "reason": reason if n == len(parts) - 1 else "faded"}
+        | {"macs": int(part * dense_macs), "params": int(part**1.5 * dense_params)}
+        for n, (part, when) in enumerate(zip(parts, cut_after, strict=True))
+    ]
+    checks = [
+        [0, None, None],
+        *([11 * n, 0.9, min(1.0, n / (2 * cut_after[-1]))] for n in range(1, int(2 * cut_after[-1]) + 1)),
+    ]
+    speed = {"seconds": 0.031, "dense_seconds": 0.045, "speedup": 1.45, "low": 1.4, "high": 1.5}
+    record = {
+        "budget": budget,
+        "macs": cuts[-1]["macs"],
+        "dense_macs": dense_macs,
+        "params": cuts[-1]["params"],
+        "dense_params": dense_params,
+        "keep_macs": cuts[-1]["macs"] / dense_macs,
+        "keep_params": cuts[-1]["params"] / dense_params,
+        "widths": {name: [width, max(1, int(width * keep_macs**0.5) - seed)] for name, width in groups},
+        "cuts": cuts,
+        "checks": checks,
+    }
+    if measured:
+        rows = [{"batch": 1} | speed, {"batch": 64} | speed]
+        record["latency"] = {"device": "cpu", "threads": 1, "precision": "fp32", "rows": rows}
+    result = folder / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | record))
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from espalier.report import write_report
-from tests.report.fabricate import write_comparison, write_run
+from tests.report.fabricate import write_comparison, write_cut_run, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -69,7 +69,24 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_run(folder, "agp", 0.98, epochs=20, stop_after=6, model="resnet8")
     layers = [(f"backbone.features.stage{i}.block{i}.conv{i}.weight", 10**i) for i in range(1, 7)]
     write_run(folder, "ocp", 0.9, epochs=7, model="another_model_with_a_long_name", data="d" * 40, layers=layers)
+    write_cuts(folder / "cuts")
     return write_report([folder], folder / "report.html").read_text(encoding="utf-8")
+
+
+def write_cuts(folder: Path) -> None:
+    """Methods that cut channels, beside masks of the same model and alone."""
+    groups = [(f"backbone.features.stage{i}.block{i}.conv{i}", 2**i) for i in range(2, 12)]
+    for seed in (0, 1):
+        write_cut_run(folder, "ocsp", 0.5, seed=seed, epochs=20, cut_after=(4.0 + seed,), model="resnet8")
+        write_cut_run(folder, "epi", 0.5, seed=seed, epochs=20, reason="latest", model="resnet8")
+    write_run(folder, "dense", epochs=20, model="zz_cut_alone")
+    for keep in (0.3, 0.5):
+        write_cut_run(
+            folder / str(keep), "ocsp", keep, epochs=20, cut_after=(2.0, 3.5, 5.0), model="zz_cut_alone", groups=groups
+        )
+        at = {"at_epoch": 10, "criterion": "taylor"}
+        write_cut_run(folder / str(keep), "train-prune-finetune", keep, epochs=20, model="zz_cut_alone", groups=groups)
+        write_cut_run(folder / f"at{keep}", "train-prune-finetune", keep, epochs=20, model="zz_cut_alone", settings=at)
 
 
 def look(html: str, tmp_path: Path, width: int, *, dark: bool) -> tuple[dict[str, Any], list[str]]:
@@ -106,7 +123,10 @@ def test_page_fits_and_is_readable(html: str, tmp_path: Path, width: int, dark: 
     assert found["sticking"] == []
     assert found["cut"] == []
     assert found["letters"] >= 10
-    assert found["plots"][:5] == ["training", "schedules", "layers", "sparsity", "budget"]
+    assert found["plots"][:3] == ["training", "schedules", "layers"]  # of the model that has one run only
+    kinds = {"sparsity", "tradeoff", "budget", "training", "schedules", "layers", "stability", "macs", "speed", "widths"}
+    assert set(found["plots"][3:13]) == kinds
+    assert set(found["plots"][13:]) == {"tradeoff", "training", "stability", "macs", "speed", "widths"}
     assert (brightness(found["card"]) < 0.1) == dark
     assert contrast(found["ink"], found["card"]) >= 7
     assert contrast(found["line"], found["card"]) >= 3

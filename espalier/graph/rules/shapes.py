@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -23,17 +24,19 @@ def view(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     sizes = written(labels.frame, VIEWS, out.shape)
     dims: Dims = [None] * out.dim()
     if out.numel():
-        for before, after in _blocks(x.shape, out.shape):
-            _view_block(labels, [(labels.of(x)[dim], x.shape[dim]) for dim in before], after, out.shape, sizes, dims)
+        rows, shape = labels.of(x), tuple(x.shape)
+        for before, after in _blocks(shape, tuple(out.shape)):
+            _view_block(labels, [(rows[dim], shape[dim]) for dim in before], after, out.shape, sizes, dims)
     if sizes is not None:
-        for number, rows, size in zip(sizes, dims, out.shape, strict=True):
+        for number, length, size in zip(sizes, dims, out.shape, strict=True):
             if plain(number) != -1 and size > 1:
-                labels.demand(number, rows, size)
+                labels.demand(number, length, size)
     labels.put(out, dims)
     labels.put_source(out, labels.source_of(x))
 
 
-def _blocks(before: torch.Size, after: torch.Size) -> list[tuple[list[int], list[int]]]:
+@functools.lru_cache(1024)
+def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Smallest runs of dimensions (without those of length 1) with equal products."""
     old = [dim for dim, size in enumerate(before) if size != 1]
     new = [dim for dim, size in enumerate(after) if size != 1]
@@ -57,6 +60,8 @@ def _view_block(
 ) -> None:
     if len(factors) == len(after) == 1:
         dims[after[0]] = factors[0][0]
+        return
+    if all(rows is None for rows, _ in factors):
         return
     rest = merge(factors)
     free = [sizes is None or plain(sizes[dim]) == -1 or may_change(sizes[dim]) for dim in after]

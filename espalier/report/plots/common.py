@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from espalier.records import numbers
+from espalier.records.summary import Row
 from espalier.report.svg import Axis, Chart, Point, Series, linear_axis
 
 _Number = TypeVar("_Number", int, float)
@@ -45,9 +46,9 @@ def whole_axis(low: float, high: float, name: str) -> Axis:
     return Axis(low, end, tuple((float(v), f"{v:g}") for v in dict.fromkeys(ticks)), name)
 
 
-def panel_title(budget: int, target: float) -> str:
-    """Words for the sparsity and the budget of one chart."""
-    return f"{numbers.target(target)} zeros, {numbers.epochs(budget)}" if target else f"dense, {numbers.epochs(budget)}"
+def panel_title(row: Row) -> str:
+    """Words for the target and the epochs of the rows of one chart, of which `row` is any that is pruned, if there is one."""
+    return f"{row.aim}, {numbers.epochs(row.epochs)}"
 
 
 def distinct(values: Iterable[_Number]) -> list[_Number]:

@@ -30,7 +30,7 @@ def per_layer(rows: Sequence[Row], slots: dict[str, int]) -> Plots:
         )
         left = 22 + max(text_width(text) for _, text in names)
         height = 24 + len(layers) * (10.0 + 5.0 * len(members))
-        charts.append(Chart(panel_title(members[0].epochs, target), x, y, series, height, left))
+        charts.append(Chart(panel_title(members[0]), x, y, series, height, left))
     return Plots(
         "layers",
         "Sparsity per layer",

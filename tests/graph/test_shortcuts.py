@@ -1,0 +1,93 @@
+"""The quick ways to shapes on meta say what the operations themselves say, or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from espalier.graph.shortcuts import SHORTCUTS, run_on_meta
+
+aten: Any = torch.ops.aten
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+LAST = empty(2, 4, 5, 6).to(memory_format=torch.channels_last)
+CALLS = {
+    "convolution": (
+        aten.convolution.default,
+        empty(2, 6, 9, 8),
+        empty(4, 3, 3, 2),
+        empty(4),
+        [2, 1],
+        [1, 0],
+        [1, 2],
+        False,
+        [0, 0],
+        2,
+    ),
+    "convolution in 1 dimension": (
+        aten.convolution.default,
+        empty(2, 6, 9),
+        empty(4, 6, 3),
+        None,
+        [1],
+        [1],
+        [1],
+        False,
+        [0],
+        1,
+    ),
+    "batch norm": (aten.native_batch_norm.default, LAST, empty(4), empty(4), empty(4), empty(4), True, 0.1, 1e-5),
+    "layer norm": (aten.native_layer_norm.default, empty(2, 3, 4, 5), [4, 5], empty(4, 5), None, 1e-5),
+    "group norm": (aten.native_group_norm.default, empty(2, 4, 5), empty(4), empty(4), 2, 4, 5, 2, 1e-5),
+    "addmm": (aten.addmm.default, empty(5), empty(3, 4), empty(4, 5)),
+    "addmm, turned": (aten.addmm.default, empty(3, 1), empty(3, 4), empty(5, 4).t()),
+    "bmm": (aten.bmm.default, empty(2, 3, 4), empty(2, 4, 5)),
+    "cat": (aten.cat.default, [empty(2, 3, 4), empty(2, 5, 4)], -2),
+    "roll": (aten.roll.default, empty(2, 3), [1], [0]),
+    "masked_fill": (aten.masked_fill.Scalar, empty(2, 3), empty(3, dtype=torch.bool), 0.0),
+    "add": (aten.add.Tensor, empty(3, 1), empty(2, 3, 4)),
+    "mul of channels last": (aten.mul.Tensor, LAST, 2.0),
+    "relu in place": (aten.relu_.default, LAST),
+    "integers": (aten.mul.Tensor, empty(2, dtype=torch.int64), 0.5),
+    "two dtypes": (aten.add.Tensor, empty(2), empty(2, dtype=torch.float64)),
+    "outer product": (aten.mul.Tensor, empty(3, 1), empty(1, 4)),
+    "cat of two dtypes": (aten.cat.default, [empty(2), empty(2, dtype=torch.float64)]),
+    "transposed convolution": (aten.convolution.default, empty(2, 6, 9), empty(6, 4, 3), None, [2], [1], [1], True, [1], 1),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_shortcut_says_what_the_operation_says(kind: str):
+    func, *args = CALLS[kind]
+    mine, theirs = run_on_meta(func, args, {}), func(*args)
+    for one, other in zip(*((x,) if isinstance(x, Tensor) else x for x in (mine, theirs)), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        assert one.stride() == other.stride() or not one.numel()
+
+
+MISFITS = {
+    "convolution": (aten.convolution.default, empty(2, 6, 9), empty(4, 5, 3), None, [1], [1], [1], False, [0], 1),
+    "bias": (aten.convolution.default, empty(2, 6, 9), empty(4, 6, 3), empty(3), [1], [1], [1], False, [0], 1),
+    "kernel": (aten.convolution.default, empty(2, 6, 2), empty(4, 6, 3), None, [1], [0], [1], False, [0], 1),
+    "batch norm": (aten.native_batch_norm.default, empty(2, 4, 5), empty(3), None, None, None, True, 0.1, 1e-5),
+    "layer norm": (aten.native_layer_norm.default, empty(2, 4), [5], None, None, 1e-5),
+    "addmm": (aten.addmm.default, empty(5), empty(3, 4), empty(3, 5)),
+    "addmm with another bias": (aten.addmm.default, empty(4), empty(3, 4), empty(4, 5)),
+    "bmm": (aten.bmm.default, empty(2, 3, 4), empty(2, 3, 5)),
+    "cat": (aten.cat.default, [empty(2, 3), empty(3, 4)], 1),
+    "add": (aten.add.Tensor, empty(3), empty(2)),
+    "add in place": (aten.add_.Tensor, empty(3), empty(2, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_what_does_not_fit_is_left_to_the_operation(kind: str):
+    func, *args = MISFITS[kind]
+    assert SHORTCUTS[func.overloadpacket.__name__](*args) is None
