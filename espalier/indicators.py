@@ -199,6 +199,12 @@ def has_levelled_off(scores: Sequence[float | None], *, lag: int = 2, rise: floa
     return now is not None and before is not None and now - before <= rise
 
 
+def check_indicator(given: object) -> None:
+    """Refuse what is no indicator, such as the name or the class of one."""
+    if not isinstance(given, Indicator):
+        raise EspalierError(f"indicator takes an object, such as es.indicators.JaccardStability(); got {given!r}.")
+
+
 def _latest(scores: Sequence[float | None]) -> float:
     return scores[-1] if scores and scores[-1] is not None else -1.0
 

@@ -65,8 +65,9 @@ class GroupSaliency(ChannelCriterion):
 
     def score(self, tensors: Tensors, places: Places, observed: Tensor | None) -> Tensor:
         sums = slice_sums(tensors, places.keys, self.p)
-        if self.root:
-            sums = [vector.pow(1 / self.p) for vector in sums]
+        if self.root:  # of the whole sum in each layer: after a flatten a channel has many entries there
+            apart, counts = places.gather_apart(sums)
+            return (apart.pow(1 / self.p) * counts.clamp(min=1).rsqrt()).sum(0) / places.carriers.clamp(min=1)
         return places.gather(sums, places.counts.rsqrt()) / places.carriers.clamp(min=1)
 
 

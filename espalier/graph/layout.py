@@ -51,6 +51,16 @@ class Places:
         bins = entries.new_zeros(len(self.carriers) + 1)
         return bins.index_add_(0, self.index, entries)[:-1]
 
+    def gather_apart(self, vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """As ``gather``, but every member for itself: sums and how many values they are of, both (members, row)."""
+        width = len(self.carriers) + 1
+        owners = [torch.full((length,), k * width) for k, length in enumerate(self.lengths)]
+        index = self.index + torch.cat(owners).to(self.index.device)
+        entries = torch.cat([vectors[key] for key in self.members])
+        sums = entries.new_zeros(len(self.members) * width).index_add_(0, index, entries)
+        counts = self.counts.new_zeros(len(self.members) * width).index_copy_(0, index, self.counts)
+        return sums.view(-1, width)[:, :-1], counts.view(-1, width)[:, :-1]
+
     def spread(self, row: Tensor) -> dict[Place, Tensor]:
         """(row,) -> for each key a vector of its dimension's length: the sum over its members of what their channels have."""
         padded = torch.cat((row, row.new_zeros(1)))

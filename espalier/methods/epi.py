@@ -24,7 +24,7 @@ from typing import ClassVar
 
 from espalier.criteria.channels import ChannelCriterion, channel_criterion
 from espalier.errors import EspalierError
-from espalier.indicators import CountStability, Indicator
+from espalier.indicators import CountStability, Indicator, check_indicator
 from espalier.methods.base import Site
 from espalier.methods.structured import Structured, StructuredRun
 
@@ -71,7 +71,7 @@ class EPI(Structured):
             raise EspalierError(f"latest is a share above 0 and at most 1; got {self.latest!r}.")
         if self.indicator is not None and (self.tau is not None or self.r is not None):
             raise EspalierError("tau and r belong to the paper's indicator: leave them out, or leave indicator out.")
-        self.rule()
+        check_indicator(self.rule())
 
     def rule(self) -> Indicator:
         """The indicator with everything filled in."""

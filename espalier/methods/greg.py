@@ -74,15 +74,13 @@ class GRegRun(StructuredRun):
     def start(self) -> None:
         self.picked = False
         super().start()
-        self._aim()
 
     def look(self) -> None:
         """Looks after the pick would change nothing."""
-        if not self.picked:
+        if not self.picked or any(group not in self.keep for group in self.groups):  # or somebody else has cut the model
             super().look()
-            self.picked = self._step >= self.method.pick_at * self.site.clock.total and self._step > 0
-            if self.picked:
-                self._aim()
+            self.picked = self.picked or 0 < self._step >= self.method.pick_at * self.site.clock.total
+            self._aim()
 
     def every_step(self, gradients: Gradients) -> None:
         method, progress = self.method, self.site.clock.progress

@@ -38,11 +38,12 @@ import torch
 from torch import Tensor
 
 from espalier.cost import cost
+from espalier.cost.budgets import is_number
 from espalier.cost.evaluation import channel_costs
 from espalier.criteria.slices import parameters, slice_sums, weights
 from espalier.errors import EspalierError
 from espalier.graph import Group
-from espalier.indicators import Indicator, JaccardStability, has_levelled_off
+from espalier.indicators import Indicator, JaccardStability, check_indicator, has_levelled_off
 from espalier.methods.base import Gradients, Site
 from espalier.methods.pull import Pull
 from espalier.methods.structured import Structured, StructuredRun
@@ -105,8 +106,11 @@ class OCSP(Structured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.exposure is not None and not self.exposure >= 0:
-            raise EspalierError(f"exposure is a number of at least 0, or None; got {self.exposure!r}.")
+        for name in ("exposure", "lambda_start", "lambda_step"):
+            value = getattr(self, name)
+            if not (is_number(value) and value >= 0) and not (name == "exposure" and value is None):
+                raise EspalierError(f"{name} is a number of at least 0{', or None' * (name == 'exposure')}; got {value!r}.")
+        check_indicator(self.indicator)
         if not 0 < self.latest <= 1 or not (self.start is None or 0 <= self.start < self.latest):
             raise EspalierError(f"start and latest are shares with 0 <= start < latest <= 1; got {self.start}, {self.latest}.")
         if self.penalty not in ("shrink", "gradient") or self.cost_weighting not in (None, "mean", "paper"):
@@ -259,7 +263,7 @@ class OCSPRun(StructuredRun):
             "exposed": float(self.exposed),
             "exposed_then": float(self._exposed_then),
             "rate": self._rate,
-            "fading": self.fading.clone(),
+            "fading": {group.name: part.clone() for group, part in self.layout.split(self.fading).items() if self.searching},
         }
         return super().state_dict() | {"ocsp": own}
 
@@ -268,6 +272,6 @@ class OCSPRun(StructuredRun):
         own = state["ocsp"]
         self.began, self.lambda_, self.exposed = own["began"], own["lambda"], own["exposed"]
         self._grown, self._exposed_then, self._rate = own["grown"], own["exposed_then"], own["rate"]
-        self.fading = own["fading"].to("cpu", copy=True)
         if self.searching:
+            self.fading = torch.cat([own["fading"][group.name].cpu() for group in self.layout.groups])
             self._aim(self._leaving())

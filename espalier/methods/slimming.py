@@ -65,7 +65,7 @@ class ScaleDecayRun(StructuredRun):
         super().__init__(method, site, **when)  # type: ignore[arg-type]
 
     def every_step(self, gradients: Gradients) -> None:
-        chosen = [p for p in self._scales if p.grad is not None]
+        chosen = [p for p in self._scales if p.grad is not None and gradients.are_for(p)]
         if not chosen or not self._strength:
             return
         signs = torch._foreach_sign(list(chosen))

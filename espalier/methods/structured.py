@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.cost import cost, search
+from espalier.cost.budgets import is_number
 from espalier.cost.search import Normalise, Scope, fast_step
 from espalier.criteria.channels import ChannelCriterion, channel_criterion
 from espalier.criteria.slices import parameters
@@ -98,7 +99,7 @@ class Structured(Method):
         for name in given:
             value = getattr(self, name)
             share = not name.startswith("max_")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or (share and value > 1):
+            if not is_number(value) or not value > 0 or (share and value > 1):
                 what = "a share above 0 and at most 1, such as 0.5 (never percent)" if share else "a number above 0"
                 raise EspalierError(f"{name} is {what}; got {value!r}.")
         channel_criterion(self.criterion)
@@ -108,7 +109,7 @@ class Structured(Method):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise EspalierError(f"{name} is a whole number of at least {least}; got {value!r}.")
-        if not 0 <= self.max_ratio <= 1:
+        if not is_number(self.max_ratio) or not 0 <= self.max_ratio <= 1:
             raise EspalierError(f"max_ratio is a share between 0 and 1; got {self.max_ratio!r}.")
 
     def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -142,6 +143,7 @@ class StructuredRun(Run):
         self.latest = math.ceil(latest * site.clock.total - 1e-9)
         self.searching = True
         self.keep: dict[Group, Tensor] = {}
+        self.sizes: dict[str, int] = {}
         self.selections: list[Selection] = []
         self.checks: list[Check] = []
         self.made: list[Cut] = []
@@ -286,8 +288,10 @@ class StructuredRun(Run):
                 budget[f"max_{unit}"] = min(given)
         if method.prune_channels is not None:
             present = sum(group.size for group in self.groups)
-            first = sum(self.sizes[group.name] for group in self.groups)
-            budget["prune_channels"] = max(0.0, round(method.prune_channels * first) - (first - present)) / present
+            first = sum(self.sizes.values())
+            alone = len(self.sizes) - len(self.groups)  # groups of one channel, which a later trace passes over
+            gone = first - present - alone
+            budget["prune_channels"] = max(0.0, round(method.prune_channels * first) - gone) / present
         return budget
 
     def _agree(self) -> dict[Group, Tensor]:
@@ -411,9 +415,10 @@ class StructuredRun(Run):
     def _trace(self) -> None:
         self._note_changes()
         self.graph: ChannelGraph = trace(self.site.model, self.site.example_inputs)
-        self._lay_out()
-        names = set(self.layout.names())
-        self.weights = {name: p for name, p in self.site.model.named_parameters() if name in names}
+        if self.searching:
+            self._lay_out()
+            names = set(self.layout.names())
+            self.weights = {name: p for name, p in self.site.model.named_parameters() if name in names}
 
     def _lay_out(self) -> None:
         """Everything that is fixed between two cuts."""
@@ -435,7 +440,7 @@ class StructuredRun(Run):
     def _wanted_groups(self) -> list[Group]:
         names = [group.name for group in self.graph.groups]
         for pattern in (*(self.method.include or ()), *self.method.exclude):
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not self.sizes and not any(fnmatchcase(name, pattern) for name in names):  # later they may have gone
                 raise EspalierError(f"{pattern!r} matches no group that can be cut; there are {', '.join(names[:8])}, ...")
         wanted = [
             group
@@ -495,7 +500,8 @@ class StructuredRun(Run):
 
     def shrinkage(self) -> Shrinkage:
         left = cost(self.graph)
-        widths = {group.name: (self.sizes[group.name], group.size) for group in self.graph.groups if group.name in self.sizes}
+        now = {group.name: group.size for group in self.graph.groups}  # without those that had one channel when traced
+        widths = {name: (size, now.get(name, 1)) for name, size in self.sizes.items()}
         return Shrinkage(
             dense_macs=self.dense["macs"],
             macs=left.macs,
@@ -515,6 +521,7 @@ class StructuredRun(Run):
             "step": self._step,
             "dense": dict(self.dense),
             "sizes": dict(self.sizes),
+            "groups": {group.name: group.size for group in there},
             "keep": torch.from_numpy(np.concatenate(kept)) if kept else torch.zeros(0, dtype=torch.bool),
             "selections": torch.from_numpy(np.stack(masks)) if masks and self.searching else torch.zeros(0, 0),
             "checks": [[check.step, check.similarity, check.score] for check in self.checks],
@@ -526,21 +533,25 @@ class StructuredRun(Run):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._trace()  # the model may have taken other shapes
         self.searching, self._step = state["searching"], state["step"]
         self.dense, self.sizes = dict(state["dense"]), dict(state["sizes"])
+        self._trace()  # the model may have taken other shapes
         self._paid_macs = state["paid_macs"]
         self.checks = [Check(*row) for row in state["checks"]]
         self.made = [Cut(*row) for row in state["cuts"]]
         self._seen, self._looked = state["seen"], state["looked"]
         self.keep, self.selections = {}, []
         if self.searching:
-            self._observed.copy_(state["observed"])
-            sizes = [group.size for group in self.groups]
-            bounds = np.cumsum(sizes)[:-1]
-            self.selections = [np.split(row, bounds) for row in state["selections"].cpu().numpy()]
-            parts = torch.split(state["keep"].cpu(), sizes)
-            self.keep = {group: part.nonzero().flatten() for group, part in zip(self.groups, parts, strict=True)}
+            if len(state["observed"]) == len(self._observed):
+                self._observed.copy_(state["observed"])
+
+            def by_group(row: Tensor) -> list[Tensor]:
+                parts = dict(zip(state["groups"], torch.split(row.cpu(), list(state["groups"].values())), strict=True))
+                return [parts[group.name] for group in self.groups]
+
+            self.selections = [[part.numpy() for part in by_group(row)] for row in state["selections"]]
+            kept = by_group(state["keep"])
+            self.keep = {group: part.nonzero().flatten() for group, part in zip(self.groups, kept, strict=True)}
 
 
 def _as_mask(group: Group, kept: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 import espalier as es
 from espalier.errors import EspalierError
 from espalier.methods.scheduled import Scheduled
-from espalier.methods.structured import BUDGETS, Structured
+from espalier.methods.structured import Structured
 from espalier.recipes.arguments import (
     SCHEDULES,
     parse_channel_criterion,
@@ -22,6 +22,7 @@ from espalier.recipes.arguments import (
 )
 from espalier.recipes.recipe import apply_overrides, nearest
 from espalier.recipes.spec import PruningSpec
+from espalier.records.numbers import BUDGETS
 
 # Written in epochs in a recipe, in steps or shares of the training in the library.
 IN_EPOCHS = {"checks_per_epoch": "check_every", "at_epoch": "at"}

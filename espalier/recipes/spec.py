@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from espalier.records.numbers import BUDGETS
+from espalier.records.numbers import budgets_in
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 _OPEN = ConfigDict(extra="allow", frozen=True)
@@ -127,7 +127,7 @@ class PruningSpec(BaseModel):
     @property
     def budget(self) -> dict[str, float]:
         """What a method that cuts may leave, such as {"keep_macs": 0.5}; empty for the others."""
-        return {key: value for key, value in self.args.items() if key in BUDGETS and isinstance(value, int | float)}
+        return budgets_in(self.args)
 
 
 class Recipe(BaseModel):

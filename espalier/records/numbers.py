@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 
 # What methods that cut channels may be given as their budget, in words.
@@ -11,7 +13,9 @@ BUDGETS = {
     "max_macs": "at most {count} MACs",
     "max_params": "at most {count} parameters",
     "prune_channels": "{share} of the channels gone",
+    "max_latency": "at most {time}",
 }
+_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 NOTHING = "\N{EN DASH}"
 
 
@@ -55,7 +59,37 @@ def budget(given: Mapping[str, float]) -> str:
         ('50 % of the MACs', 'at most 20.0 M MACs, 25 % of the channels gone')
     """
     words = [(BUDGETS[key], value) for key, value in given.items()]
-    return ", ".join(text.format(share=target(value), count=count(round(value))) for text, value in words)
+    return ", ".join(
+        text.format(share=target(value), count=count(round(value)), time=milliseconds(value)) for text, value in words
+    )
+
+
+def budgets_in(given: Mapping[str, object]) -> dict[str, float]:
+    """The budgets among settings, as numbers; times in seconds.
+
+    Example:
+        >>> budgets_in({"keep_macs": 0.5, "max_latency": "5ms", "keep_params": None, "round_to": 8})
+        {'keep_macs': 0.5, 'max_latency': 0.005}
+    """
+    found = {}
+    for key in BUDGETS:
+        value = given.get(key)
+        time = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(s|ms|us)\s*", value) if isinstance(value, str) else None
+        if time is not None and time[1].count(".") < 2:
+            value = float(time[1]) * _UNITS[time[2]]
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[key] = float(value)
+    return found
+
+
+def milliseconds(seconds: float) -> str:
+    """A short time.
+
+    Example:
+        >>> milliseconds(0.00512)
+        '5.12 ms'
+    """
+    return f"{1e3 * seconds:.3g} ms"
 
 
 def points(difference: float | None) -> str:

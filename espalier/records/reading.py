@@ -15,7 +15,7 @@ from typing import Any
 
 from espalier.errors import EspalierError
 from espalier.masks import LayerSparsity
-from espalier.records.numbers import BUDGETS
+from espalier.records.numbers import BUDGETS, budgets_in
 from espalier.records.shrunk import Shrunk, read_shrunk
 
 
@@ -120,7 +120,7 @@ def read_run(folder: str | Path) -> Run:
             epochs=int(said.get("epochs", len(metrics))),
             seed=int(said.get("seed", 0)),
             finished=bool(result),
-            budget=tuple(_budget(said)),
+            budget=tuple(budgets_in(said.get("budget") or {}).items()),
             metrics=metrics,
             layers=tuple(
                 LayerSparsity(str(raw["name"]), tuple(raw.get("shape", ())), int(raw["total"]), int(raw["zeros"]))
@@ -203,13 +203,6 @@ def _identity(settings: Mapping[str, object]) -> dict[str, Any]:
         "seed": settings.get("seed"),
     }
     return {key: value for key, value in known.items() if value is not None}
-
-
-def _budget(said: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    for key in BUDGETS:
-        value = _number((said.get("budget") or {}).get(key))
-        if value is not None:
-            yield key, value
 
 
 def _read_metrics(path: Path) -> list[Epoch]:

@@ -201,7 +201,8 @@ class _Area:
     def rule(self, one: Rule) -> str:
         """A line from bottom to top."""
         title = f"<title>{escape(one.note)}</title>" if one.note else ""
-        return f'<path class="rule s{one.slot}" d="M{self.px(one.x):.1f} {self.top:g}v{self.height:g}">{title}</path>'
+        path = f"M{self.px(one.x):.1f} {self.top:g}v{self.height:g}"
+        return f'<path class="bar s{one.slot}" stroke-dasharray="2 3" d="{path}">{title}</path>'
 
     def line(self, series: Series) -> str:
         """The line through a series."""
@@ -253,16 +254,32 @@ def text_width(words: str) -> float:
     return sum(5.0 if c in "fijlrt.,:;-'|()[] " else 11.0 if c in "mwMW%" else 7.7 for c in words)
 
 
+def shortened(words: str, width: float) -> str:
+    """The words with their middle left out, if they are wider than `width`.
+
+    Example:
+        >>> shortened("train-prune-finetune (at_epoch=10)", 120)
+        'train-pr…poch=10)'
+    """
+    kept = len(words)
+    short = words
+    while text_width(short) > width and kept > 2:
+        kept -= 1
+        short = f"{words[: kept // 2]}…{words[-(kept - kept // 2) :]}"
+    return short
+
+
 def _legend(series: Sequence[Series]) -> tuple[str, float]:
     """Swatches with labels, broken into lines; and their height."""
     parts, x, line = [], 12.0, 0
     for one in series:
-        width = 25 + text_width(one.label)
+        label = shortened(one.label, WIDTH - 90)
+        width = 25 + text_width(label)
         if x > 12 and x + width > WIDTH:
             x, line = 12.0, line + 1
         y = line * _LEGEND_LINE + 12
         swatch = f'<path class="line s{one.slot}" d="M{x:g} {y:g}h20"/>' if one.line and len(one.points) > 1 else ""
-        parts.append(swatch + (mark(one.slot, x + 10, y) if one.marks else "") + _text(x + 25, y + 4, one.label))
+        parts.append(swatch + (mark(one.slot, x + 10, y) if one.marks else "") + _text(x + 25, y + 4, label))
         x += width + 9
     return "".join(parts), (line + 1) * _LEGEND_LINE if series else 0.0
 

@@ -210,7 +210,7 @@ def test_list_shows_what_recipes_can_name(espalier: Espalier) -> None:
     methods = [line.split(maxsplit=1) for line in espalier("list", "methods").splitlines()]
     assert [name for name, *_ in methods][:5] == ["dense", "one-shot", "iterative", "agp", "ocp"]
     assert ["ocp", "sparsity"] in methods
-    assert ["ocsp", "keep_macs, keep_params, max_macs, max_params, prune_channels"] in methods
+    assert ["ocsp", "keep_macs, keep_params, max_macs, max_params, prune_channels, max_latency"] in methods
     assert "jaccard" in espalier("list", "indicators")
 
 

@@ -73,6 +73,19 @@ def test_export_a_file(run, espalier, form, suffix):
     assert done["dynamic_batch"]
 
 
+def test_files_of_a_cut_model_go_everywhere(tmp_path, espalier):
+    pruning = {"method": "prune-at", "keep_macs": 0.5, "at_epoch": 0}
+    model, train_section = {"name": "convnet4", "width": 16}, RECIPE["train"] | {"latency": False}
+    result = train(parse_recipe(RECIPE | {"model": model, "pruning": pruning, "train": train_section}), tmp_path, quiet=True)
+    for name in ("model", "model_ema", "best"):
+        assert sum(p.numel() for p in es.load(tmp_path / f"{name}.safetensors").parameters()) == result["params"]
+    file = tmp_path / "model.safetensors"
+    assert f"accuracy {result['test_acc']:.2%}" in espalier("evaluate", file)
+    options = ("--against", "convnet4", "--classes", "10", "--seconds", "0.01", "--batch", "2", "--device", "cpu")
+    assert "other: convnet4" in espalier("profile", file, *options)
+    assert json.loads(espalier("export", file, "--format", "pt2", "--json"))["max_relative"] < 1e-4
+
+
 def test_export_a_named_model_with_a_fixed_batch(tmp_path, espalier):
     options = ("--input", "3,64,64", "--batch", "1", "--classes", "5")
     said = espalier("export", "convnet4", "--out", tmp_path / "small.pt2", *options)

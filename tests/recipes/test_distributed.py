@@ -23,6 +23,27 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+def test_two_gloo_ranks_cut_the_same_channels_and_resume(tmp_path: Path, tiny: Callable[..., Recipe]) -> None:
+    pruning = "pruning={method: ocsp, keep_macs: 0.5, checks_per_epoch: 5, start: 0.1, recalibrate: 2}"
+    more = ("model.width=16", "train.ema=0.9", "train.threads=1", "train.checkpoint_every.steps=1")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(to_yaml(tiny(pruning, *more)))
+    whole = torchrun("-m", "espalier.cli", "train", str(file), "--folder", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    result = json.loads((tmp_path / "whole/result.json").read_text())
+    assert result["keep_macs"] <= 0.5
+    (cut,) = result["cuts"]
+    script = str(ROOT / "tests/recipes/interrupted.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        assert torchrun(script, str(file), str(tmp_path / "killed"), str(cut["step"] - 1), "9").returncode != 0
+        again = torchrun(script, str(file), str(tmp_path / "killed"), "-1", "9")
+    assert again.returncode == 0, again.stderr
+    for name in ("model.safetensors", "model_ema.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+@pytest.mark.slow
 def test_two_gloo_ranks_train_one_model_and_resume(tmp_path: Path, tiny: Callable[..., Recipe]) -> None:
     recipe = tiny("train.accumulate=2", "train.ema=0.9", "train.threads=1", "train.checkpoint_every.steps=3")
     file = tmp_path / "recipe.yaml"

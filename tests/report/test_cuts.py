@@ -138,4 +138,4 @@ def test_plots_of_cuts_are_saved(tmp_path: Path) -> None:
     write_cut_run(tmp_path / "runs")
     files = save_plots([tmp_path / "runs"], tmp_path, ["stability", "widths", "tradeoff"])
     assert sorted(path.name for path in files) == ["stability.svg", "tradeoff.svg", "widths.svg"]
-    assert 'class="rule' in (tmp_path / "stability.svg").read_text()
+    assert 'stroke-dasharray="2 3"' in (tmp_path / "stability.svg").read_text()

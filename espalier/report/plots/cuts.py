@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from espalier.records import Epoch, Run
 from espalier.records.summary import Row, mean
@@ -34,7 +35,7 @@ def macs_left(rows: Sequence[Row], unfinished: Sequence[Row], slots: dict[str, i
     charts = []
     for members in panels(rows, unfinished):
         cutting = [row for row in members if row.budget]
-        series = curves(cutting, slots, _macs, band=False)
+        series = _without_spread(curves(cutting, slots, _macs, band=False))
         if series:
             x = whole_axis(0.0, float(members[-1].epochs), "epoch (dotted: cut)")
             y = linear_axis(0.0, 1.05, "MACs left (%)", scale=100)
@@ -50,7 +51,7 @@ def step_time(rows: Sequence[Row], unfinished: Sequence[Row], slots: dict[str, i
     for members in panels(rows, unfinished):
         if not any(row.budget for row in members):
             continue
-        series = curves(members, slots, _milliseconds, band=False, words=_milliseconds_in_words)
+        series = _without_spread(curves(members, slots, _milliseconds, band=False, words=_milliseconds_in_words))
         if series:
             highest = max(point.y for one in series for point in one.points)
             x = whole_axis(0.0, float(members[-1].epochs), "epoch")
@@ -96,6 +97,11 @@ def _width_points(row: Row, place: dict[str, float], shift: float) -> list[Point
         if now is not None:
             points.append(Point(max(now, 1.0), y + shift, note=f"{name}: {now:.4g} of {found[0][0]} channels"))
     return points
+
+
+def _without_spread(series: Sequence[Series]) -> list[Series]:
+    """Seeds that cut at different epochs make bars that say nothing; the tooltips keep the numbers."""
+    return [replace(one, points=tuple(replace(point, low=None, high=None) for point in one.points)) for one in series]
 
 
 def _score_curve(row: Row, slots: dict[str, int]) -> Series | None:
