@@ -26,7 +26,8 @@ from espalier.criteria.channels import ChannelCriterion, channel_criterion
 from espalier.errors import EspalierError
 from espalier.indicators import CountStability, Indicator, check_indicator
 from espalier.methods.base import Site
-from espalier.methods.structured import Structured, StructuredRun
+from espalier.methods.shrinking import StructuredRun
+from espalier.methods.structured import Structured
 
 MAGNITUDE_TAU, GRADIENT_TAU = 0.983, 0.944
 

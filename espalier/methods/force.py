@@ -30,7 +30,8 @@ from espalier.errors import EspalierError
 from espalier.graph import Group
 from espalier.methods.base import Site
 from espalier.methods.recalibration import undisturbed
-from espalier.methods.structured import Structured, StructuredRun
+from espalier.methods.shrinking import StructuredRun
+from espalier.methods.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ class ForceRun(StructuredRun):
     """Everything happens before the first step."""
 
     method: Force
+    _part = 1.0  # of the way to the budget
 
     def start(self) -> None:
         self._part, self._out = 1.0, torch.zeros(self.layout.total, dtype=torch.bool)

@@ -26,7 +26,8 @@ from espalier.errors import EspalierError
 from espalier.graph import Group
 from espalier.methods.base import Gradients, Site
 from espalier.methods.pull import Pull
-from espalier.methods.structured import Structured, StructuredRun
+from espalier.methods.shrinking import StructuredRun
+from espalier.methods.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from espalier.errors import EspalierError
 from espalier.methods.base import Site
-from espalier.methods.structured import Structured, StructuredRun
+from espalier.methods.shrinking import StructuredRun
+from espalier.methods.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

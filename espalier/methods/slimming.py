@@ -23,7 +23,8 @@ from espalier.criteria.channels import ChannelCriterion
 from espalier.criteria.slices import norm_scales
 from espalier.errors import EspalierError
 from espalier.methods.base import Gradients, Site
-from espalier.methods.structured import Structured, StructuredRun
+from espalier.methods.shrinking import StructuredRun
+from espalier.methods.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ from espalier.criteria.slices import parameters, slice_sums, weights
 from espalier.errors import EspalierError
 from espalier.methods.base import Gradients, Site
 from espalier.methods.pull import Pull
-from espalier.methods.structured import Structured, StructuredRun
+from espalier.methods.shrinking import StructuredRun
+from espalier.methods.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)
