@@ -19,9 +19,9 @@ from typing import ClassVar
 from espalier.criteria.channels import ChannelCriterion
 from espalier.errors import EspalierError
 from espalier.indicators import MaskDistance
-from espalier.methods.base import Site
+from espalier.methods.frame.base import Site
+from espalier.methods.frame.structured import Structured
 from espalier.methods.slimming import ScaleDecayRun
-from espalier.methods.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,10 @@ from espalier.criteria.slices import readers, slice_products
 from espalier.distributed import is_leader
 from espalier.errors import EspalierError
 from espalier.graph import Group
-from espalier.methods.base import Site
-from espalier.methods.recalibration import undisturbed
-from espalier.methods.shrinking import StructuredRun
-from espalier.methods.structured import Structured
+from espalier.methods.frame.base import Site
+from espalier.methods.frame.recalibration import undisturbed
+from espalier.methods.frame.shrinking import StructuredRun
+from espalier.methods.frame.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

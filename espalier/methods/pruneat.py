@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from espalier.errors import EspalierError
-from espalier.methods.base import Site
-from espalier.methods.shrinking import StructuredRun
-from espalier.methods.structured import Structured
+from espalier.methods.frame.base import Site
+from espalier.methods.frame.shrinking import StructuredRun
+from espalier.methods.frame.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,10 @@ from espalier.cost.search import Normalise
 from espalier.criteria.channels import ChannelCriterion
 from espalier.criteria.slices import parameters, slice_sums, weights
 from espalier.errors import EspalierError
-from espalier.methods.base import Gradients, Site
-from espalier.methods.pull import Pull
-from espalier.methods.shrinking import StructuredRun
-from espalier.methods.structured import Structured
+from espalier.methods.frame.base import Gradients, Site
+from espalier.methods.frame.pull import Pull
+from espalier.methods.frame.shrinking import StructuredRun
+from espalier.methods.frame.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 import espalier as es
 from espalier.errors import EspalierError
-from espalier.methods.scheduled import Scheduled
-from espalier.methods.structured import Structured
+from espalier.methods.frame.scheduled import Scheduled
+from espalier.methods.frame.structured import Structured
 from espalier.recipes.arguments import (
     SCHEDULES,
     parse_channel_criterion,

@@ -6,7 +6,7 @@ import pytest
 
 import espalier as es
 from espalier.errors import EspalierError
-from espalier.methods.structured import BUDGETS
+from espalier.methods.frame.structured import BUDGETS
 from espalier.recipes.arguments import parse_pattern
 from espalier.recipes.compare import read_entries
 from espalier.recipes.pruning import as_prune_at, build_method, for_method

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.masks import LayerSparsity
-from espalier.methods.shrinkage import Shrinkage
+from espalier.methods.frame.shrinkage import Shrinkage
 
 
 @dataclass

@@ -17,11 +17,11 @@ from espalier.errors import EspalierError
 from espalier.graph import Group
 from espalier.indicators import Indicator, Selection
 from espalier.masks import LayerSparsity
-from espalier.methods.base import Gradients, Site
-from espalier.methods.choosing import ChoosingRun, as_mask
-from espalier.methods.recalibration import recalibrate
-from espalier.methods.shrinkage import Check, Cut, Shrinkage
-from espalier.methods.structured import CHECKS, Structured
+from espalier.methods.frame.base import Gradients, Site
+from espalier.methods.frame.choosing import ChoosingRun, as_mask
+from espalier.methods.frame.recalibration import recalibrate
+from espalier.methods.frame.shrinkage import Check, Cut, Shrinkage
+from espalier.methods.frame.structured import CHECKS, Structured
 from espalier.surgery.channels import cut
 
 

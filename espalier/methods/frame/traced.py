@@ -12,8 +12,8 @@ from espalier.errors import EspalierError
 from espalier.graph import ChannelGraph, Group, trace
 from espalier.graph.layout import Layout
 from espalier.inputs import Call
-from espalier.methods.base import Run, Site
-from espalier.methods.structured import Structured
+from espalier.methods.frame.base import Run, Site
+from espalier.methods.frame.structured import Structured
 from espalier.surgery import changes_made, last_change
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from espalier.errors import EspalierError
 from espalier.inputs import Call
-from espalier.methods.base import Site
+from espalier.methods.frame.base import Site
 
 
 @contextlib.contextmanager

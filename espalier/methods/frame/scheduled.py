@@ -25,7 +25,7 @@ from espalier.masks import SCOPES, LayerSparsity, Masks, Pattern, Weight, pack_b
 from espalier.masks import allocation as allocate
 from espalier.masks.ranking import keep_best, keep_best_together
 from espalier.masks.targets import Entry
-from espalier.methods.base import Gradients, Method, Run, Site
+from espalier.methods.frame.base import Gradients, Method, Run, Site
 from espalier.schedules import Schedule
 
 

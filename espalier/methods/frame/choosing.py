@@ -15,10 +15,10 @@ from espalier.criteria.slices import parameters
 from espalier.distributed import broadcast, check_equal, is_leader
 from espalier.errors import EspalierError
 from espalier.graph import Group
-from espalier.methods.base import Gradients, Site
-from espalier.methods.latency import TRIES, LatencyLimit, parse_latency
-from espalier.methods.structured import Structured
-from espalier.methods.traced import TracedRun
+from espalier.methods.frame.base import Gradients, Site
+from espalier.methods.frame.latency import TRIES, LatencyLimit, parse_latency
+from espalier.methods.frame.structured import Structured
+from espalier.methods.frame.traced import TracedRun
 
 
 class ChoosingRun(TracedRun):

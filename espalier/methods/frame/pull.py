@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.graph.layout import Places
-from espalier.methods.base import Gradients
+from espalier.methods.frame.base import Gradients
 
 
 class Pull:

@@ -24,11 +24,11 @@ from espalier.cost.budgets import is_number
 from espalier.cost.search import Normalise, Scope
 from espalier.criteria.channels import ChannelCriterion, channel_criterion
 from espalier.errors import EspalierError
-from espalier.methods.base import Method, Site
-from espalier.methods.latency import parse_latency
+from espalier.methods.frame.base import Method, Site
+from espalier.methods.frame.latency import parse_latency
 
 if TYPE_CHECKING:
-    from espalier.methods.shrinking import StructuredRun
+    from espalier.methods.frame.shrinking import StructuredRun
 
 BUDGETS = ("keep_macs", "keep_params", "max_macs", "max_params", "prune_channels")
 CHECKS = 100  # looks at the sub-network in a whole training, unless told otherwise
