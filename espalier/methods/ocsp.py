@@ -187,7 +187,9 @@ class OCSPRun(StructuredRun):
             places = self.pull.places
             norms = places.gather(slice_sums(parameters(self.site.model), places.keys, 2.0)).sqrt().clamp(min=1e-12)
             self.pull.renew(self._target / norms)
-            self.pull.penalise(gradients, amount / self._rate_now())
+            group = self.site.optimizers[0].param_groups[0]
+            lasting = 1 - group.get("momentum", 0)  # SGD's momentum adds a steady pull up to 1 / (1 - momentum) of it
+            self.pull.penalise(gradients, lasting * amount / self._rate_now())
 
     def after_step(self) -> None:
         if self.began is None:

@@ -41,7 +41,7 @@ def parse_latency(given: str | float) -> float:
     """
     found = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(s|ms|us)\s*", given) if isinstance(given, str) else None
     try:
-        seconds = float(found[1]) * UNITS[found[2]] if found else float(given)
+        seconds = float(found[1]) * UNITS[found[2]] if found else 0.0 if isinstance(given, str) else float(given)
     except (TypeError, ValueError):
         seconds = 0.0
     if isinstance(given, bool) or not 0 < seconds < float("inf"):

@@ -227,6 +227,8 @@ class StructuredRun(ChoosingRun):
         self.dense, self.sizes = dict(state["dense"]), dict(state["sizes"])
         self._trace()  # the model may have taken other shapes
         self._paid_macs = state["paid_macs"]
+        if self.latency is not None and self._paid_macs is not None:
+            self.latency.macs = self._paid_macs
         self.checks = [Check(*row) for row in state["checks"]]
         self.made = [Cut(*row) for row in state["cuts"]]
         self._seen, self._looked = state["seen"], state["looked"]
