@@ -68,7 +68,7 @@ class Atoms:
         while np.count_nonzero(bound := (self._state.take(rows) & BOUND) > 0):
             expanded = np.where(bound[..., None], self._parts[rows], -1)
             expanded[..., 0] = np.where(bound, expanded[..., 0], rows)
-            rows = tidy(self._find(expanded.reshape(len(rows), -1)))
+            rows = tidy(self._find(expanded.reshape(len(rows), rows.shape[1] * self._parts.shape[1])))
         return rows
 
     def _resolve_many(self, rows: Array) -> Array:
@@ -158,6 +158,6 @@ def _with_padding(table: Array) -> Array:
 def _replaced(rows: Array, table: Array) -> Array:
     """Each atom of the rows replaced by the row that a table has for it."""
     if rows.shape[1] > 1:
-        return tidy(table[rows].reshape(len(rows), -1))
+        return tidy(table[rows].reshape(len(rows), rows.shape[1] * table.shape[1]))
     found = table[rows[:, 0]]
     return found[:, : max(1, int((found >= 0).any(0).sum()))]  # left-justified, so empty columns are last

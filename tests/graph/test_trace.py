@@ -495,3 +495,25 @@ def test_a_length_in_arithmetic_of_indices_changes_no_number():
 
     (group,) = es.trace(Calls(forward, one=nn.Linear(4, 8), two=nn.Linear(8, 3)), torch.zeros(2, 4)).groups
     assert group.exact
+
+
+class KeepsNoPrefix(nn.Module):
+    """Takes heads apart, splits off a prefix that is empty, and puts all together again, as rotary attention without tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.heads, self.width, self.prefix = nn.Linear(6, 32), nn.Linear(32, 3), 4, 8, 0
+
+    def forward(self, x):
+        heads = self.first(x).view(-1, self.heads, self.width)
+        flat = heads.transpose(1, 2).flatten(1)
+        return self.last(torch.cat([flat[:, : self.prefix], flat[:, self.prefix :]], 1))
+
+
+def test_a_dimension_without_entries_is_traced():
+    net, x = KeepsNoPrefix(), torch.randn(2, 6)
+    graph = es.trace(net, x)
+    sizes = [group.size for group in graph.groups]
+    assert sizes
+    es.cut(net, {graph.groups[0]: list(range(graph.groups[0].size // 2))})
+    assert net(x).shape == (2, 3)
