@@ -70,6 +70,11 @@ class Indicator(ABC):
     def history(self) -> int:
         """How many selections ``score`` looks at, the newest included."""
 
+    @property
+    def span(self) -> int:
+        """How many selections a score goes back to, the newest included."""
+        return self.history
+
     @abstractmethod
     def similarity(self, selections: Sequence[Selection]) -> float | None:
         """Of the newest selection to earlier ones, in [0, 1]; oldest first, at most ``history`` of them. None: too few."""
@@ -105,6 +110,10 @@ class JaccardStability(Indicator):
     @property
     def history(self) -> int:
         return self.lag + 1
+
+    @property
+    def span(self) -> int:
+        return self.lag + self.window
 
     def similarity(self, selections: Sequence[Selection]) -> float | None:
         return jaccard(selections[-1], selections[-1 - self.lag]) if len(selections) > self.lag else None
@@ -165,7 +174,9 @@ class MaskDistance(Indicator):
     name: ClassVar[str] = "mask-distance"
 
     def __post_init__(self) -> None:
-        _check_counts(window=self.window - 1)
+        _check_counts(window=self.window)
+        if self.window < 2:
+            raise EspalierError("window counts the masks that are compared and is at least 2; got 1.")
         _check_threshold(self.distance)
 
     @property
@@ -216,7 +227,7 @@ def _check_counts(**counts: int) -> None:
 
 
 def _check_threshold(threshold: float) -> None:
-    if not 0 <= threshold <= 1:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise EspalierError(f"A threshold of similarity lies in [0, 1]; got {threshold!r}.")
 
 

@@ -41,7 +41,15 @@ class Call:
             call = cls(tuple(inputs), {})
         else:
             call = cls((inputs,), {})
-        if not tensors_in((call.args, call.kwargs)):
+        try:
+            found = tensors_in((call.args, call.kwargs))
+        except EspalierError as error:
+            got = str(error).rpartition("; ")[2]
+            raise EspalierError(
+                f"Example inputs must be a tensor, a tuple of arguments or a dict of keywords, with nothing but tensors inside "
+                f"(torch.as_tensor makes one of an array); {got}"
+            ) from None
+        if not found:
             raise EspalierError("Example inputs must hold a tensor: give a tensor, a tuple of arguments or a dict of keywords.")
         return call
 

@@ -33,7 +33,9 @@ def compare(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a ready recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="data.limit=9 ...")] = None,
     methods: Annotated[str | None, typer.Option(help=METHODS_HELP)] = None,
-    sparsity: Annotated[str, typer.Option(help="Shares separated by commas, for methods that zero weights.")] = "0.9",
+    sparsity: Annotated[
+        str | None, typer.Option(help="Shares separated by commas, for methods that zero weights; default: 0.9.")
+    ] = None,
     keep_macs: Annotated[str | None, typer.Option(help="Shares separated by commas, for methods that cut channels.")] = None,
     prune_at: Annotated[str | None, typer.Option(help="Also one cut at each of these epochs: a grid search.")] = None,
     seeds: Annotated[str, typer.Option(help="Whole numbers separated by commas.")] = "0,1,2",
@@ -43,7 +45,7 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with one thread and a core of its own.")] = 1,
 ) -> None:
     """Train every method at every target with every seed, at equal budget; finished runs are not run again."""
-    from espalier.recipes.compare import carry_out, default_methods, plan, read_entries
+    from espalier.recipes.compare import carry_out, default_methods, plan, read_entries, refuse_unused
     from espalier.recipes.recipe import load_recipe
     from espalier.recipes.table import make_lines, write_table
 
@@ -54,10 +56,12 @@ def compare(
     chosen = [one] if budgets is None else numbers(budgets, int, "--budgets")
     shares = [] if keep_macs is None else numbers(keep_macs, float, "--keep-macs")
     moments = [] if prune_at is None else numbers(prune_at, float, "--prune-at")
+    entries = default_methods(loaded, cutting=bool(shares or moments)) if methods is None else read_entries(methods)
+    refuse_unused(entries, sparsity=sparsity is not None, keep_macs=bool(shares) and not moments)
     planned = plan(
         loaded,
-        default_methods(loaded, cutting=bool(shares or moments)) if methods is None else read_entries(methods),
-        numbers(sparsity, float, "--sparsity"),
+        entries,
+        numbers("0.9" if sparsity is None else sparsity, float, "--sparsity"),
         numbers(seeds, int, "--seeds"),
         chosen,
         out,

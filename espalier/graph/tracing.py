@@ -35,7 +35,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True) -> Chann
         EspalierError: if the model does not run on these inputs, or cannot be copied.
 
     Example:
-        >>> import espalier as es
+        >>> import torch, espalier as es
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> graph = es.trace(net, torch.zeros(1, 3, 8, 8))
         >>> [(group.name, group.size) for group in graph.groups]

@@ -8,7 +8,7 @@ drawn when the newest of the last five masks differs from each of the others in 
 scales are trained with the L1 penalty of network slimming (strength 1e-4).
 
 Departures: the small network goes on with the weights it has, in the same run (the paper also trains it anew); optimizer states
-survive the cut; after ``latest`` the cut comes in any case.
+survive the cut; after ``latest`` the cut comes in any case; widths in multiples that run fast (``round_to=1`` for the paper's).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from espalier.cost.budgets import is_number
 from espalier.criteria.channels import ChannelCriterion
 from espalier.errors import EspalierError
 from espalier.indicators import MaskDistance
@@ -52,7 +53,7 @@ class EarlyBird(Structured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.latest <= 1 or not self.strength >= 0:
+        if not (is_number(self.latest) and 0 < self.latest <= 1 and is_number(self.strength) and self.strength >= 0):
             raise EspalierError("latest is a share above 0 and at most 1, strength a number of at least 0.")
         self.rule()
 

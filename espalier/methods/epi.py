@@ -14,7 +14,8 @@ Choices where the paper's text leaves room (no code was published): channels tha
 summed importance; what cannot be pruned is left out of L; magnitude is the L2 norm of the filter, unnormalised; the Taylor
 score is taken from the norms' scale and shift where there are norms, averaged between checks; the structure before training
 counts as the first; if the indicator never fires, the cut comes at a third of the training (epoch 30 of 90, the paper's fixed
-choice). Departures: optimizer states survive the cut; widths in multiples that run fast (``round_to=1`` for the paper's).
+choice). Departures: optimizer states survive the cut; widths in multiples that run fast (``round_to=1`` for the paper's); a
+sixteenth of each layer always stays (``min_channels=1`` for the paper's).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from espalier.cost.budgets import is_number
 from espalier.criteria.channels import ChannelCriterion, channel_criterion
 from espalier.errors import EspalierError
 from espalier.indicators import CountStability, Indicator, check_indicator
@@ -68,7 +70,7 @@ class EPI(Structured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.latest <= 1:
+        if not is_number(self.latest) or not 0 < self.latest <= 1:
             raise EspalierError(f"latest is a share above 0 and at most 1; got {self.latest!r}.")
         if self.indicator is not None and (self.tau is not None or self.r is not None):
             raise EspalierError("tau and r belong to the paper's indicator: leave them out, or leave indicator out.")

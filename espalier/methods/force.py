@@ -10,7 +10,8 @@ Before the first step, in n rounds. A gate of 1 on channel c has the gradient
 
 summed over batches before the absolute value is taken (SNIP). Round k keeps the best channels under the budget^(k/n) of the
 dense cost. Channels outside have their gates closed for the next round: with FORCE they still get a gradient and may come
-back (``returns``), with iterative SNIP they are out. After the last round they leave.
+back (``returns``), with iterative SNIP they are out. After the last round they leave; widths are multiples that run fast
+(``round_to=1`` for any).
 """
 
 from __future__ import annotations
@@ -130,7 +131,10 @@ class ForceRun(StructuredRun):
             self._close_gates(named, places)
             for batch in self._batches():
                 assert self.site.loss_fn is not None
-                found = torch.autograd.grad(self.site.loss_fn(model, batch), [named[name] for name in names], allow_unused=True)
+                loss = self.site.loss_fn(model, batch)
+                if not isinstance(loss, Tensor) or loss.numel() != 1:
+                    raise EspalierError("loss_fn(model, batch) must return the loss as a tensor of one number.")
+                found = torch.autograd.grad(loss, [named[name] for name in names], allow_unused=True)
                 gradients = {name: grad.detach() for name, grad in zip(names, found, strict=True) if grad is not None}
                 total += places.gather(slice_products(whole, gradients, places.keys))
         with torch.no_grad():

@@ -8,7 +8,9 @@ picked, once and for all; from there lambda grows on them alone, until they leav
 
 Departures: within one training run, from random weights, where the paper starts from a trained network; lambda grows linearly
 in the share of the training done, up to ``pick_ceiling`` and then to ``ceiling``, in place of fixed increments per iteration;
-optimizer states survive the cut.
+every weight of a channel is pressed on, where it is made and where it is read (the paper: its filter), so that one between two
+such channels gets twice lambda; optimizer states survive the cut; widths in multiples that run fast (``round_to=1`` for the
+paper's).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from espalier.cost.budgets import is_number
 from espalier.criteria.channels import ChannelCriterion
 from espalier.criteria.slices import weights
 from espalier.errors import EspalierError
@@ -58,9 +61,10 @@ class GReg(Structured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.pick_at < self.at <= 1:
+        if not (is_number(self.pick_at) and is_number(self.at)) or not 0 <= self.pick_at < self.at <= 1:
             raise EspalierError(f"pick_at and at are shares with 0 <= pick_at < at <= 1; got {self.pick_at}, {self.at}.")
-        if not 0 <= self.pick_ceiling <= self.ceiling:
+        numbers = is_number(self.pick_ceiling) and is_number(self.ceiling)
+        if not numbers or not 0 <= self.pick_ceiling <= self.ceiling:
             raise EspalierError("pick_ceiling and ceiling are strengths of at least 0, ceiling the higher one.")
 
     def begin(self, site: Site) -> GRegRun:

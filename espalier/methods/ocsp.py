@@ -13,9 +13,9 @@ One training run in three phases under one learning-rate schedule. At every chec
 2. Sparsity learning: after each step the weights of the channels outside K are shrunk, w <- w (1 - lambda lr); lambda grows.
 3. When J_avg >= 0.999 (or at ``latest``) the channels outside K leave; training goes on, same schedule.
 
-What acts in phase 2 is the exposure, the sum of lambda x lr over its steps. The paper's constants (lambda = 1e-4, + 1e-4 per
-epoch) give about 2.6 after 63 of 300 epochs, growing with the square of time. By default the exposure follows that curve over
-the *share* of the training done, whatever its length and learning rates:
+What acts in phase 2 is the exposure, the sum of lambda x lr over its steps. The constants of the paper's ResNet-56 (lambda =
+1e-4, + 1e-4 per three epochs) give about 2.6 after 63 of 300 epochs, growing with the square of time. By default the exposure
+follows that curve over the *share* of the training done, whatever its length and learning rates:
 
     E(p) = exposure ((p - p_start) / 0.21)^2,     w <- w (1 - dE) in each step
 
@@ -23,8 +23,9 @@ so lambda = dE / lr. ``exposure=None`` uses the paper's lambda, growing at every
 
 Departures: optimizer states survive the cut (the paper's code starts a new optimizer); a global ranking over closed-form MACs
 instead of pruned copies, so the budget is met from below; the start rule of the ImageNet code everywhere (the CIFAR code has a
-fixed epoch); widths in multiples that run fast (``round_to=1`` for the paper's); cost weighting off. Progressive cutting is
-ours.
+fixed epoch); the cut comes at the very check that fires (the code trains one more epoch), and only once sparsity learning has
+begun; linear layers shrink too (in the code convolutions and norms only); widths in multiples that run fast (``round_to=1``
+for the paper's); cost weighting off. Progressive cutting is ours.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class OCSP(Structured):
         lambda_start: the paper's first lambda.
         lambda_step: and what each check adds to it.
         penalty: "shrink" acts on the weights after the step, as the paper's code does; "gradient" adds lambda w / ||w_channel||
-            to the gradients, the derivative of the group norm that the paper writes.
+            to the gradients, the derivative of the group norm that the paper writes; times 1 - momentum, since momentum
+            repeats a steady pull.
         start: share of the training at which sparsity learning starts; None: when the similarity has levelled off.
         latest: share of the training after which the cut is made in any case (110 of 300 epochs in the paper).
         indicator: when the selection counts as stable.
@@ -74,7 +76,7 @@ class OCSP(Structured):
         faded: a channel has faded when shrinking has brought what it contributes (its scale times its consumers) to this
             share.
         cost_weighting: multiply scores by 1 - softmax of the MACs that a channel costs: "mean" divides these by their mean,
-            "paper" by a million.
+            "paper" by a million (of a pass with the example inputs: give one item).
 
     The other arguments are those of ``Structured``; ``max_ratio`` is 0.75, as in the paper.
 
@@ -112,11 +114,14 @@ class OCSP(Structured):
             if not (is_number(value) and value >= 0) and not (name == "exposure" and value is None):
                 raise EspalierError(f"{name} is a number of at least 0{', or None' * (name == 'exposure')}; got {value!r}.")
         check_indicator(self.indicator)
+        if not all(is_number(share) for share in (self.latest, self.start, self.faded) if share is not None):
+            raise EspalierError(f"latest, start and faded are shares; got {self.latest!r}, {self.start!r}, {self.faded!r}.")
         if not 0 < self.latest <= 1 or not (self.start is None or 0 <= self.start < self.latest):
             raise EspalierError(f"start and latest are shares with 0 <= start < latest <= 1; got {self.start}, {self.latest}.")
         if self.penalty not in ("shrink", "gradient") or self.cost_weighting not in (None, "mean", "paper"):
             raise EspalierError("penalty is 'shrink' or 'gradient', cost_weighting None, 'mean' or 'paper'.")
-        if not isinstance(self.progressive, int) or self.progressive < 0 or not 0 < self.faded < 1:
+        whole = isinstance(self.progressive, int) and not isinstance(self.progressive, bool)
+        if not whole or self.progressive < 0 or not 0 < self.faded < 1:
             raise EspalierError("progressive is a number of cuts, at least 0, and faded a share between 0 and 1.")
 
     def begin(self, site: Site) -> OCSPRun:
@@ -236,8 +241,8 @@ class OCSPRun(StructuredRun):
         return staying
 
     def _has_learned(self) -> bool:
-        """Whether all that the indicator compares was selected under sparsity learning: the phases come in their order."""
-        return self.began is not None and sum(check.step > self.began for check in self.checks) >= self.method.indicator.history
+        """Whether all that the newest score goes back to was selected under sparsity learning: the phases come in order."""
+        return self.began is not None and sum(check.step > self.began for check in self.checks) >= self.method.indicator.span
 
     def _enough_has_faded(self) -> bool:
         """Whether a cut now would take its share of the MACs that are to go."""

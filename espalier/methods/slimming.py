@@ -9,7 +9,8 @@ over the scales gamma of the norms, until the share ``at`` of the training is do
 leave, by one ranking over all layers, and training goes on as fine-tuning. lambda = 1e-4 in the paper (CIFAR).
 
 Departures: sparse training and fine-tuning share one run, so that it is compared with the other methods at equal budget; give a
-learning-rate schedule with restarts for the paper's two stages. Optimizer states survive the cut.
+learning-rate schedule with restarts for the paper's two stages. Optimizer states survive the cut; widths in multiples that run
+fast (``round_to=1`` for the paper's).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import ClassVar
 
 import torch
 
+from espalier.cost.budgets import is_number
 from espalier.criteria.channels import ChannelCriterion
 from espalier.criteria.slices import norm_scales
 from espalier.errors import EspalierError
@@ -51,7 +53,7 @@ class NetworkSlimming(Structured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.at <= 1 or not self.strength >= 0:
+        if not (is_number(self.at) and 0 < self.at <= 1 and is_number(self.strength) and self.strength >= 0):
             raise EspalierError("at is a share above 0 and at most 1, strength a number of at least 0.")
 
     def begin(self, site: Site) -> ScaleDecayRun:

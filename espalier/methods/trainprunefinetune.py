@@ -12,7 +12,8 @@ follows.
 
 Departures: the stages share one budget of steps, so that it is compared at equal cost (a learning-rate schedule with restarts
 gives each its own); I_c is renewed at every check, not at every step; one cut in place of up to 400 small ones; optimizer
-states survive it. strength is 5e-4 in the reproduction scripts, 1e-4 in the library.
+states survive it; widths in multiples that run fast (``round_to=1`` for the paper's). strength is 5e-4 in the reproduction
+scripts, 1e-4 in the library.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from espalier.cost.budgets import is_number
 from espalier.cost.search import Normalise
 from espalier.criteria.channels import ChannelCriterion
 from espalier.criteria.slices import parameters, slice_sums, weights
@@ -63,10 +65,12 @@ class TrainPruneFinetune(Structured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.learn_from <= self.at <= 1 or not self.at:
+        if not (is_number(self.learn_from) and is_number(self.at)) or not 0 <= self.learn_from <= self.at <= 1 or not self.at:
             raise EspalierError(f"learn_from and at are shares, learn_from the lower one; got {self.learn_from}, {self.at}.")
-        if not self.strength >= 0:
-            raise EspalierError(f"strength is a number of at least 0; got {self.strength!r}.")
+        for name in ("strength", "alpha"):
+            value = getattr(self, name)
+            if not is_number(value) or not value >= 0:
+                raise EspalierError(f"{name} is a number of at least 0; got {value!r}.")
 
     def begin(self, site: Site) -> TrainPruneFinetuneRun:
         return TrainPruneFinetuneRun(self, site, indicator=None, latest=self.at)

@@ -99,6 +99,20 @@ def default_methods(recipe: Recipe, *, cutting: bool) -> list[str]:
     return [DENSE, "ocsp", "epi"] if cutting else list(DEFAULT_METHODS)
 
 
+def refuse_unused(methods: Sequence[str | Entry], *, sparsity: bool, keep_macs: bool) -> None:
+    """Refuse a target that was given on the command line and that none of the methods takes.
+
+    Raises:
+        EspalierError: names the methods and the option.
+    """
+    names = [one if isinstance(one, str) else one.method for one in methods]
+    those = ", ".join(names)
+    if sparsity and names and not any(map(takes_sparsity, names)):
+        raise EspalierError(f"None of {those} takes --sparsity: leave it out, it is for methods that zero weights.")
+    if keep_macs and names and not any(map(cuts, names)):
+        raise EspalierError(f"None of {those} takes --keep-macs: leave it out, it is for methods that cut channels.")
+
+
 def plan(
     recipe: Recipe,
     methods: Sequence[str | Entry],

@@ -186,7 +186,8 @@ def _without_epochs(spec: PruningSpec, known: Sequence[str], epochs: int | None,
         if given.get(stands_for) is not None:
             raise EspalierError(f"Give pruning.{key} or pruning.{stands_for}, not both.")
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (key != "at_epoch" and not value):
-            raise EspalierError(f"pruning.{key} is a number{'' if key == 'at_epoch' else ' above 0'}; got {value!r}.")
+            least = "of at least 0" if key == "at_epoch" else "above 0"
+            raise EspalierError(f"pruning.{key} is a number {least}; got {value!r}.")
         if key == "at_epoch":
             if epochs is not None and value > epochs:
                 raise EspalierError(f"pruning.at_epoch={value} comes after the end of a training of {epochs} epochs.")

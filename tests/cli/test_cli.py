@@ -171,6 +171,8 @@ def test_a_stopped_comparison_stops_its_runs_and_continues(tmp_path: Path, recip
         (("compare", "digits", "--methods", "ocp,what"), "'what' is unknown"),
         (("compare", "digits", "--sparsity", "0.9;0.95"), "--sparsity takes numbers separated by commas"),
         (("compare", "digits", "--sparsity", "90"), "90"),
+        (("compare", "digits", "--methods", "epi,dense", "--sparsity", "0.5"), "None of epi, dense takes --sparsity"),
+        (("compare", "digits", "--methods", "ocp,dense", "--keep-macs", "0.5"), "None of ocp, dense takes --keep-macs"),
         (("compare", "digits", "--epochs", "2", "--budgets", "3"), "not both"),
         (("compare", "digits", "--epochs", "0"), "at least 1 epoch"),
         (("compare", "digits", "--budgets", ""), "nothing to compare"),

@@ -125,7 +125,7 @@ def test_a_budget_that_all_fits_in_removes_nothing() -> None:
 
 def test_the_least_possible_is_named() -> None:
     graph = chain([16, 16])
-    least = {group: 4 for group in graph.groups}
+    least = {group: 8 for group in graph.groups}  # widths are multiples of 8
     with pytest.raises(es.EspalierError, match=r"keep_macs=0.01 .* at least .* \(0\.\d+ of the present") as caught:
         es.search(graph, scored(graph), keep_macs=0.01)
     share = float(str(caught.value).split("(")[1].split()[0])

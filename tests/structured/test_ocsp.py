@@ -35,7 +35,9 @@ def searching(steps, last, method=None, optimizer=None, **kwargs):
 @pytest.mark.parametrize("rate", [0.1, 0.001])
 def test_the_exposure_follows_the_share_of_the_training_whatever_its_length_and_rate(steps, rate):
     last = steps * 2 // 5
-    training, amounts = searching(steps, last, optimizer=lambda p: torch.optim.SGD(p, lr=rate), start=0.1, exposure=0.5)
+    training, amounts = searching(
+        steps, last, optimizer=lambda p: torch.optim.SGD(p, lr=rate), start=0.1, exposure=0.5, check_every=1
+    )
     began = training.run.began
     assert began == steps // 10
     assert training.run.exposed == pytest.approx(0.5 * ((0.4 - 0.1) / 0.21) ** 2)

@@ -32,6 +32,13 @@ SETTINGS = {
     "r": (lambda: es.EPI(keep_macs=0.5, r=0), "r counts checks"),
     "indicator": (lambda: es.OCSP(keep_macs=0.5, indicator="jaccard"), "indicator"),
     "lambda": (lambda: es.OCSP(keep_macs=0.5, exposure=None, lambda_start=-1.0), "lambda_start"),
+    "latest word": (lambda: es.OCSP(keep_macs=0.5, latest="late"), "latest, start and faded are shares"),
+    "latest of EPI": (lambda: es.EPI(keep_macs=0.5, latest="late"), "latest is a share above 0"),
+    "tau word": (lambda: es.EPI(keep_macs=0.5, tau="high"), r"lies in \[0, 1\]"),
+    "window": (lambda: es.EarlyBird(keep_macs=0.5, window=1), "at least 2; got 1"),
+    "at of slimming": (lambda: es.NetworkSlimming(keep_macs=0.5, at="x"), "at is a share above 0"),
+    "ceiling": (lambda: es.GReg(keep_macs=0.5, ceiling="x"), "pick_ceiling and ceiling are strengths"),
+    "alpha": (lambda: es.TrainPruneFinetune(keep_macs=0.5, alpha="x"), "alpha is a number"),
 }
 
 
@@ -102,6 +109,34 @@ def test_example_inputs():
         prune(net(), early(), example_inputs=torch.zeros(2, 3, 8, 8, device="meta"))
     with pytest.raises(es.EspalierError, match="hold a tensor"):
         prune(net(), early(), example_inputs=())
+    with pytest.raises(es.EspalierError, match=r"Example inputs must be a tensor.*; got a ndarray"):
+        prune(net(), early(), example_inputs=torch.zeros(2, 3, 8, 8).numpy())
+    with pytest.raises(es.EspalierError, match="move it to a real one"):
+        prune(net().to("meta"), early(), example_inputs=torch.zeros(2, 3, 8, 8, device="meta"))
+
+
+def test_a_training_resumes_with_inputs_of_the_same_shape():
+    model = net()
+    saved = prune(model, early(), example_inputs=torch.zeros(2, 3, 8, 8)).state_dict()
+    with pytest.raises(es.EspalierError, match="example_inputs of the same shape"):
+        prune(net(), early(), example_inputs=torch.zeros(4, 3, 8, 8)).load_state_dict(saved)
+
+
+def test_batches_that_the_model_does_not_take():
+    batches = [{"image": torch.zeros(2, 3, 8, 8), "label": torch.zeros(2)}]
+    with pytest.raises(es.EspalierError, match="give batches of inputs, or pairs"):
+        prune(net(), es.PruneAt(at=0, keep_macs=0.5, recalibrate=1), example_inputs=torch.zeros(2, 3, 8, 8), batches=batches)
+
+
+def test_a_loss_of_many_numbers():
+    with pytest.raises(es.EspalierError, match="a tensor of one number"):
+        prune(
+            net(),
+            es.Force(keep_macs=0.5),
+            example_inputs=torch.zeros(2, 3, 8, 8),
+            batches=[torch.zeros(2, 3, 8, 8)],
+            loss_fn=lambda model, batch: model(batch),
+        )
 
 
 def test_torchs_own_ddp_is_refused_by_name(monkeypatch):

@@ -54,13 +54,25 @@ def recalibrate(site: Site, count: int) -> None:
                 norm.momentum = None  # a plain average over the batches
                 norm.train()
             for batch in islice(iter(site.batches), count):
-                Call.of(_inputs_of(batch))(site.model)
+                _show(site.model, batch)
                 seen += 1
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
     if not seen:
         raise EspalierError("batches gave nothing to recalibrate batch norm with: give an iterable that can be read anew.")
+
+
+def _show(model: nn.Module, batch: Any) -> None:
+    device = next(model.parameters()).device  # loaders often give batches on the CPU
+    call = Call.of(_inputs_of(batch)).map(lambda tensor: tensor.to(device))
+    try:
+        call(model)
+    except TypeError as error:
+        raise EspalierError(
+            f"recalibrate calls the model with what batches give, which its forward does not take ({error}): give batches of "
+            f"inputs, or pairs of inputs and labels."
+        ) from error
 
 
 def _inputs_of(batch: Any) -> Any:

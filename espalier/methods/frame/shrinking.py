@@ -24,6 +24,18 @@ from espalier.methods.frame.shrinkage import Check, Cut, Shrinkage
 from espalier.methods.frame.structured import CHECKS, Structured
 from espalier.surgery.channels import cut
 
+FEWEST = 10  # steps between two looks, in trainings long enough
+
+
+def usual_check(total: int) -> int:
+    """Steps between two looks unless told: a hundredth of the training, but not so few that nothing can have changed.
+
+    Example:
+        >>> usual_check(7000), usual_check(600), usual_check(100)
+        (70, 10, 5)
+    """
+    return max(1, round(total / CHECKS), min(FEWEST, total // 20))
+
 
 class StructuredRun(ChoosingRun):
     """A dense network on its way to a small one.
@@ -42,7 +54,7 @@ class StructuredRun(ChoosingRun):
     def __init__(self, method: Structured, site: Site, *, indicator: Indicator | None, latest: float) -> None:
         super().__init__(method, site)
         self.indicator = indicator
-        self.every = method.check_every or max(1, round(site.clock.total / CHECKS))
+        self.every = method.check_every or usual_check(site.clock.total)
         self.latest = math.ceil(latest * site.clock.total - 1e-9)
         self.selections: list[Selection] = []
         self.checks: list[Check] = []
@@ -120,9 +132,10 @@ class StructuredRun(ChoosingRun):
 
     def look(self) -> None:
         """Choose the channels that would stay now, and compare the choice with earlier ones."""
+        observed = not self.criterion.uses_gradients or self._seen > 0  # else ranked by something else: not comparable
         self.choose()
         self._looked = self._step
-        if self.indicator is not None:
+        if self.indicator is not None and observed:
             self.selections.append([as_mask(group, kept) for group, kept in self.keep.items()])
             del self.selections[: -self.indicator.history]
             similarity = self.indicator.similarity(self.selections)
@@ -210,6 +223,7 @@ class StructuredRun(ChoosingRun):
             "searching": self.searching,
             "step": self._step,
             "dense": dict(self.dense),
+            "macs": cost(self.graph).macs,
             "sizes": dict(self.sizes),
             "groups": {group.name: group.size for group in there},
             "keep": torch.from_numpy(np.concatenate(kept)) if kept else torch.zeros(0, dtype=torch.bool),
@@ -226,6 +240,12 @@ class StructuredRun(ChoosingRun):
         self.searching, self._step = state["searching"], state["step"]
         self.dense, self.sizes = dict(state["dense"]), dict(state["sizes"])
         self._trace()  # the model may have taken other shapes
+        now = cost(self.graph).macs
+        if state.get("macs", now) != now:
+            raise EspalierError(
+                f"The state counts {state['macs']:,} MACs in a pass with the example inputs, and here it is {now:,}: give the "
+                f"Pruner example_inputs of the same shape as when the training began."
+            )
         self._paid_macs = state["paid_macs"]
         if self.latency is not None and self._paid_macs is not None:
             self.latency.macs = self._paid_macs

@@ -95,7 +95,8 @@ class TracedRun(Run):
         names = [group.name for group in self.graph.groups]
         for pattern in (*(self.method.include or ()), *self.method.exclude):
             if not self.sizes and not any(fnmatchcase(name, pattern) for name in names):  # later they may have gone
-                raise EspalierError(f"{pattern!r} matches no group that can be cut; there are {', '.join(names[:8])}, ...")
+                shown = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+                raise EspalierError(f"{pattern!r} matches no group that can be cut; there are {shown}.")
         wanted = [
             group
             for group in self.graph.groups
@@ -116,6 +117,10 @@ class TracedRun(Run):
                 f"{self.method.name} has to see the model run once: give es.Pruner(..., example_inputs=x), x being a batch."
             )
         device = next(self.site.model.parameters()).device
+        if device.type == "meta":
+            raise EspalierError(
+                "The model is on the meta device, where its weights have no values: move it to a real one first."
+            )
         for tensor in Call.of(self.site.example_inputs).tensors:
             if tensor.device != device:
                 raise EspalierError(
