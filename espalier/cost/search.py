@@ -231,8 +231,8 @@ def fast_step(width: int) -> int:
     """Widths that are multiples of it run fast: 16 from a width of 64 on, 8 from 16 on, the greatest power of two at most a
     quarter of it below.
 
-    ResNet-20 and ResNet-56 with half of their MACs train 1.2 to 1.4 times as fast as dense at such widths on a CPU; where widths
-    of 12 are allowed they train slower than dense (benchmarks/README.md).
+    ResNet-20 and ResNet-56 with half of their MACs train 1.2 to 1.4 times as fast as dense at such widths on a CPU. Where
+    widths of 12 are allowed they train slower than dense (benchmarks/README.md).
 
     Example:
         >>> fast_step(64), fast_step(24), fast_step(12), fast_step(3)
