@@ -152,7 +152,7 @@ def test_hash_names_the_experiment_not_its_circumstances() -> None:
         ({"method": "ocsp", "keep_macs": 0.5, "indicator": {"lag": 2}}, "pruning.indicator needs a name"),
         ({"method": "ocsp", "keep_macs": 0.5, "indicator": {"name": "jaccard", "lags": 2}}, "did you mean 'lag'?"),
         ({"method": "ocsp", "keep_macs": 0.5, "indicator": {"name": "jaccard", "lag": "two"}}, "lag counts checks"),
-        ({"method": "ocsp", "keep_macs": 0.5, "latest": "soon"}, "does not fit 'ocsp'"),
+        ({"method": "ocsp", "keep_macs": 0.5, "latest": "soon"}, "are shares; got 'soon'"),
     ],
 )
 def test_pruning_mistakes(pruning: dict[str, object], words: str) -> None:

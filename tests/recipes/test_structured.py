@@ -36,7 +36,7 @@ def test_a_cut_leaves_its_record(tmp_path: Path, tiny: Tiny) -> None:
     assert result["keep_params"] == result["params"] / result["dense_params"]
     (cut,) = result["cuts"]
     assert cut["epoch"] == cut["step"] / 10
-    assert (cut["reason"], cut["macs"], cut["params"]) == ("stable", result["macs"], result["params"])
+    assert (cut["reason"], cut["macs"], cut["params"]) == ("latest", result["macs"], result["params"])
     assert [step for step, _, _ in result["checks"]] == list(range(0, cut["step"] + 1, 2))
     assert any(before > now for before, now in result["widths"].values())
     rows = runs.read_metrics(tmp_path)
