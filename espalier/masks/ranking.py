@@ -23,6 +23,10 @@ def keep_best(scores: Tensor, drop: int) -> Tensor:
         return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     if scores.device.type == "cpu":
         return _keep_best_on_cpu(scores, drop)
+    return _keep_best_unread(scores, drop)
+
+
+def _keep_best_unread(scores: Tensor, drop: int) -> Tensor:
     best = scores.topk(scores.numel() - drop, sorted=False).indices
     return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(0, best, True)
 

@@ -7,7 +7,9 @@ import torch
 from torch.optim import swa_utils
 
 import espalier as es
-from tests.pruner.conftest import train_step
+from espalier.masks import ranking
+from tests.helpers.host import no_reads
+from tests.pruner.conftest import batch, train_step
 
 METHODS = {
     "dense": (es.Dense(), 0.0),
@@ -72,6 +74,24 @@ def test_trains_meets_its_target_and_leaves_a_plain_module(make_net, key):
     assert not net._forward_hooks
     assert not net._forward_pre_hooks
     copy.deepcopy(net)
+
+
+@methods
+@pytest.mark.parametrize("optimizer_name", ["sgd-foreach", "adamw-fused"])
+def test_no_step_reads_on_the_host(make_net, key, optimizer_name, monkeypatch):
+    """New masks included: ranking, selection and zeroing stay on the device. Here the CPU ranks as an accelerator does."""
+    monkeypatch.setattr(ranking, "_keep_best_on_cpu", ranking._keep_best_unread)
+    net = make_net()
+    optimizer = OPTIMIZERS[optimizer_name](net.parameters())
+    pruner = es.Pruner(net, optimizer, METHODS[key][0], total_steps=STEPS)
+    train_step(net, optimizer, 0)  # gives the optimizer its states
+    for step in range(1, STEPS):
+        x, y = batch(step)
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        with no_reads():
+            optimizer.step()
+        optimizer.zero_grad()
+    assert pruner.step == STEPS
 
 
 @methods

@@ -10,6 +10,7 @@ import torch
 
 from espalier.errors import EspalierError
 from espalier.tasks.classification.data import Augment, Data
+from tests.helpers.host import no_reads
 from tests.tasks.conftest import all_of, images_of, same
 
 Opened = Callable[..., Data]
@@ -150,3 +151,22 @@ def test_processes_augment_differently(make: Opened) -> None:
     again = [all_of(make(augment=augment, batch_size=4, rank=rank, world=2).train) for rank in (0, 1)]
     assert same(drawn[0], again[0])
     assert not same(drawn[0], drawn[1])
+
+
+def test_resident_batches_are_made_without_reading_on_the_host(opened: Opened) -> None:
+    everything = Augment(flip=True, crop_padding=2, random_resized_crop=0.5, cutout=2)
+    batches = opened(augment=everything).train.epoch(0)
+    next(batches)
+    with no_reads():
+        assert sum(1 for _ in batches)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_resident_batches_do_not_wait_for_the_gpu(opened: Opened) -> None:
+    batches = opened(augment=Augment(flip=True, crop_padding=2), device=torch.device("cuda")).train.epoch(0)
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert sum(1 for _ in batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
