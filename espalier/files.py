@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from espalier.atomic import replacing
 from espalier.builder import Builder
 from espalier.errors import EspalierError
 from espalier.masks import pack_bits, unpack_bits
@@ -217,12 +217,12 @@ def _pack(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
     words = WORDS.get(tensor.element_size())
     if words is None or not tensor.is_floating_point() or tensor.dim() == 0:
         return None
-    flat = tensor.reshape(-1)
-    live = flat.view(words) != 0
+    flat = tensor.reshape(-1).view(words)  # as integers: indexing bfloat16 changes the bits of NaN
+    live = flat != 0
     alive = int(live.sum())
     if alive * tensor.element_size() + (flat.numel() + 7) // 8 >= flat.numel() * tensor.element_size():
         return None
-    return pack_bits(live), flat[live]
+    return pack_bits(live), flat[live].view(tensor.dtype)
 
 
 def _unpack(name: str, shape: torch.Size, bits: Tensor, values: Tensor) -> Tensor:
@@ -230,11 +230,12 @@ def _unpack(name: str, shape: torch.Size, bits: Tensor, values: Tensor) -> Tenso
     if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() != (size + 7) // 8:
         raise EspalierError(f"the mask of {name} does not have {size} bits.")
     live = unpack_bits(bits, (size,), bits.device)
-    if values.dim() != 1 or int(live.sum()) != values.numel():
+    words = WORDS.get(values.element_size())
+    if words is None or values.dim() != 1 or int(live.sum()) != values.numel():
         raise EspalierError(f"the mask of {name} and its values do not belong together.")
-    dense = torch.zeros(size, dtype=values.dtype)
-    dense[live] = values
-    return dense.view(shape)
+    dense = torch.zeros(size, dtype=words)
+    dense[live] = values.view(words)
+    return dense.view(values.dtype).view(shape)
 
 
 # -- the file ------------------------------------------------------------------------------------------------------
@@ -271,17 +272,10 @@ def _bytes(tensors: Mapping[str, Tensor], content: Content) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(beside, "wb") as file:
+        with replacing(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
     except OSError as error:
         raise EspalierError(
             f"{str(path)!r} could not be written ({error.strerror}): free some space or choose another place."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from espalier.atomic import replacing
 from espalier.errors import EspalierError
 from espalier.records import Run, numbers, read_runs
 from espalier.records.summary import Row, summarise
@@ -85,7 +84,7 @@ def save_plots(runs: Sequence[Path], folder: Path, kinds: Sequence[str] = KINDS)
         folder: where to; files are named `<kind>.svg`, or `<kind>-<n>.svg` where a kind has several charts, after
             model and data where there is more than one setting.
         kinds: which plots, of "sparsity", "budget", "training", "schedules" and "layers", and for methods that cut
-            "tradeoff", "stability", "macs", "speed" and "widths".
+            "tradeoff", "stability", "macs", "speed", "norms" and "widths".
 
     Returns:
         The files, plots without data left out.
@@ -205,15 +204,9 @@ def _slug(text: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise EspalierError(f"{str(path)!r} cannot be written ({error.strerror}); choose another place.") from None

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -33,6 +33,7 @@ VALUES = st.sampled_from([0.0, -0.0, 1.5, float("nan"), float("inf"), -float("in
 @given(
     st.lists(VALUES, min_size=1, max_size=80), st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
 )
+@example([0.0, float("nan")], torch.bfloat16)  # a NaN with all bits set
 def test_every_bit_comes_back(tmp_path_factory, values, dtype):
     path = tmp_path_factory.mktemp("f") / "m.safetensors"
     tensor = torch.tensor(values).to(dtype)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from espalier.atomic import replacing
 from espalier.tasks.classification.data.source import Arrays
 
 FORMAT = 1
@@ -59,16 +60,8 @@ def _read(place: Path) -> Arrays | None:
 
 
 def _keep(place: Path, arrays: Arrays) -> None:
-    beside = place.with_name(f".{place.stem}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            np.savez(file, images=arrays[0].numpy(), labels=arrays[1].numpy())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, place)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+    with suppress(OSError), replacing(place) as file:
+        np.savez(file, images=arrays[0].numpy(), labels=arrays[1].numpy())
 
 
 @contextmanager
