@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -45,15 +46,23 @@ def _same(one: Rescale, other: Rescale) -> bool:
     return equal and all(np.array_equal(a, b) for a, b in zip(one.rows, other.rows, strict=True))
 
 
+def _every_rows(labels: Labels) -> dict[int, Array]:
+    """All rows that get a label, by ``id``: the labels of the trace hold them all, so that it stays unique."""
+    found = {id(rows): rows for dims in labels.parameters.values() for rows in dims if rows is not None}
+    for products in (labels.work, labels.activations):
+        found.update({id(rows): rows for product in products for rows, _ in product.lengths if rows is not None})
+    others = [*(rows for rows, _ in labels.constraints.attributes.values()), *(event.width for event in labels.attention)]
+    return found | {id(rows): rows for rows in others if rows is not None}
+
+
 class _Atoms:
     """Atoms of a trace as (group, channel)."""
 
     def __init__(self, labels: Labels, graph: ChannelGraph) -> None:
         self.labels, self.axes = labels, labels.axes
-        self._seen: dict[int, Dim | int] = {}
-        self._known: dict[tuple[tuple[int, ...], bytes], Dim | int] = {}
         self._roots, self._blocks = self._occurrences()
         self.group, self.channel = self._grouped(graph)
+        self._dims = self._labelled(_every_rows(labels))
 
     def _grouped(self, graph: ChannelGraph) -> tuple[Array, Array]:
         axes, event, reasons = self.axes, self.axes.frozen_by(), self.axes.reasons()
@@ -136,18 +145,32 @@ class _Atoms:
 
     # -- labels of the graph -------------------------------------------------------------------------------------
 
+    def _labelled(self, every: dict[int, Array]) -> dict[int, Dim | int]:
+        """The label of each of many rows, by the same keys."""
+        keys = {number: (rows.shape, rows.tobytes()) for number, rows in every.items()}
+        distinct = {keys[number]: rows for number, rows in every.items() if len(rows)}  # equal ones are made again and again
+        found: dict[Any, Dim | int] = {}
+        for width in {rows.shape[1] for rows in distinct.values()}:
+            some = {key: rows for key, rows in distinct.items() if rows.shape[1] == width}
+            found.update(zip(some, self._together(list(some.values())), strict=True))
+        return {number: found.get(key, 0) for number, key in keys.items()}
+
+    def _together(self, every: list[Array]) -> Iterator[Dim | int]:
+        """Labels of rows of one width, looked up in one go: a call of numpy for each would take most of the time."""
+        ends = np.cumsum([len(rows) for rows in every])
+        starts = ends - [len(rows) for rows in every]
+        resolved = self.axes.resolve(np.concatenate(every))
+        groups, channels = self.group[resolved], self.channel[resolved]
+        used = np.maximum.reduceat(resolved, starts) >= 0  # (rows, factors): left-justified, so the last ones are empty
+        carried = np.maximum.reduceat(groups, starts).max(1) >= 0
+        widths = np.maximum(used.sum(1), 1)
+        places = zip(starts.tolist(), ends.tolist(), widths.tolist(), carried.tolist(), strict=True)
+        for start, end, width, is_carried in places:
+            yield Dim(groups[start:end, :width], channels[start:end, :width]) if is_carried else end - start
+
     def dim(self, rows: Rows, size: int) -> Dim | int:
         """The label of one dimension; a plain length if no group touches it."""
-        if rows is None:
-            return size
-        if id(rows) not in self._seen:  # the labels hold all rows, so ids stay unique
-            key = (rows.shape, rows.tobytes())  # equal rows are made again and again
-            if key not in self._known:
-                resolved = self.axes.resolve(rows)
-                groups = self.group[resolved]
-                self._known[key] = Dim(groups, self.channel[resolved]) if (groups >= 0).any() else len(rows)
-            self._seen[id(rows)] = self._known[key]
-        return self._seen[id(rows)]
+        return size if rows is None else self._dims[id(rows)]
 
     def dims(self, rows: list[Rows] | None, tensor: Tensor) -> tuple[Dim | int, ...]:
         """The labels of a parameter or buffer."""
@@ -157,7 +180,9 @@ class _Atoms:
 
     def term(self, product: Product) -> Term:
         """Work with labels of the graph."""
-        return Term(product.module, product.op, tuple(self.dim(rows, size) for rows, size in product.lengths))
+        known = self._dims
+        lengths = tuple([size if rows is None else known[id(rows)] for rows, size in product.lengths])
+        return Term(product.module, product.op, lengths)
 
     def rescale(self, event: Attention) -> Rescale | None:
         """Which rows of which parameters compute the query."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.graph.rows import Array, Rows, stack, tidy
+from espalier.graph.rows import Array, Rows, equal, stack, tidy
 
 MANY = 4096
 ROOM = 16384  # atoms to begin with
@@ -42,6 +42,16 @@ class Atoms:
         self.blocks.append(name)
         return np.arange(start, self.count)[:, None]
 
+    def twin(self, rows: Array, name: str) -> tuple[Array, bool]:
+        """Rows of as many new atoms, and whether they are one with those of ``rows`` already: the quick way where each index is
+        one atom that is free."""
+        made = self.fresh(len(rows), name)
+        roots = self._find(rows[:, 0])
+        if rows.shape[1] > 1 or np.count_nonzero(self._state[roots]):
+            return made, False
+        self._parent[made[:, 0]] = roots
+        return made, True
+
     def fixed(self, size: int, name: str) -> Array:
         """Rows of ``size`` new atoms that nothing can remove but that tell indices apart (q, k and v of a fused qkv)."""
         rows = self.fresh(size, name)
@@ -65,7 +75,12 @@ class Atoms:
         if rows.size > MANY:
             return self._resolve_many(rows)
         rows = self._find(rows)
-        while np.count_nonzero(bound := (self._state.take(rows) & BOUND) > 0):
+        if not self._parts.shape[1]:  # nothing was ever bound
+            return rows
+        while count := np.count_nonzero(bound := (self._state[rows] & BOUND) > 0):
+            if count == len(rows) and rows.shape[1] == 1:  # (n, 1) -> (n, factors)
+                rows = tidy(self._find(self._parts[rows[:, 0]]))
+                continue
             expanded = np.where(bound[..., None], self._parts[rows], -1)
             expanded[..., 0] = np.where(bound, expanded[..., 0], rows)
             rows = tidy(self._find(expanded.reshape(len(rows), rows.shape[1] * self._parts.shape[1])))
@@ -110,12 +125,12 @@ class Atoms:
 
     def _find(self, atoms: Array) -> Array:
         """Roots of atoms; that of the padding is the padding."""
-        found = self._parent.take(atoms)
-        above = self._parent.take(found)
-        if not np.count_nonzero(above != found):
+        found = self._parent[atoms]
+        above = self._parent[found]
+        if equal(above, found):
             return found
-        while np.count_nonzero(above != found):
-            found, above = above, self._parent.take(above)
+        while not equal(above, found):
+            found, above = above, self._parent[above]
         self._parent[atoms] = found
         return found
 
@@ -131,13 +146,15 @@ class Atoms:
 
     def _union(self, a: Array, b: Array) -> None:
         """Make roots one."""
-        while count := np.count_nonzero(apart := a != b):
+        while not equal(a, b):
             self._table = None
-            if count < len(a):
-                a, b = a[apart], b[apart]
             low, high = np.minimum(a, b), np.maximum(a, b)
             self._parent[high] = low
-            a, b = self._find(low), self._find(high)
+            if equal(self._parent[high], low):
+                return
+            a, b = self._find(low), self._find(high)  # one root for several others: only the last of them has it
+            apart = a != b  # what is one by now must not write over the others
+            a, b = a[apart], b[apart]
 
     def _bind_to(self, atoms: Array, rows: Array) -> None:
         """Roots become the products of the atoms in their rows."""
@@ -160,4 +177,6 @@ def _replaced(rows: Array, table: Array) -> Array:
     if rows.shape[1] > 1:
         return tidy(table[rows].reshape(len(rows), rows.shape[1] * table.shape[1]))
     found = table[rows[:, 0]]
+    if table.shape[1] == 1:
+        return found
     return found[:, : max(1, int((found >= 0).any(0).sum()))]  # left-justified, so empty columns are last

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from espalier.graph.atoms import BOUND, FIXED, STUCK, Atoms
-from espalier.graph.rows import Array, Rows, crossed, merge, tidy
+from espalier.graph.rows import Array, Rows, crossed, equal, merge, tidy
 
 FACTORS = 8  # most atoms that one index may depend on
 
@@ -40,7 +40,7 @@ class Axes(Atoms):
         if self._unite_single(one, other):
             return
         a, b = self._removable(one), self._removable(other)
-        if a.shape == b.shape and np.array_equal(a, b):
+        if equal(a, b):
             return
         count_a, count_b = (a >= 0).sum(1), (b >= 0).sum(1)
         self.freeze(a[(count_b == 0)], why)
@@ -59,15 +59,16 @@ class Axes(Atoms):
         """The quick way where every index is one atom on both sides, and nothing has to stay. False if it is not so."""
         if one.shape != other.shape or one.shape[1] != 1:
             return False
-        a, b = self._find(one[:, 0]), self._find(other[:, 0])
-        if np.count_nonzero(self._state.take(a)):
-            a, b = b, a
-        mine, theirs = self._state.take(a), self._state.take(b)
-        if np.count_nonzero(mine):
-            return False
-        if not np.count_nonzero(theirs):
+        both = self._find(np.concatenate((one, other))[:, 0])
+        a, b, state = both[: len(one)], both[len(one) :], self._state.take(both)
+        if not np.count_nonzero(state):
             self._union(a, b)
             return True
+        mine, theirs = state[: len(one)], state[len(one) :]
+        if np.count_nonzero(mine):
+            a, b, mine, theirs = b, a, theirs, mine
+        if np.count_nonzero(mine):
+            return False
         return not np.count_nonzero(theirs != BOUND) and self._join(a, b)
 
     def _join(self, atoms: Array, bound: Array) -> bool:
@@ -78,14 +79,14 @@ class Axes(Atoms):
         if atoms.min() <= factors.max() and np.isin(atoms, factors).any():  # new atoms have higher numbers
             return False
         self._parent[atoms] = bound
-        if np.count_nonzero(self._parent.take(atoms) != bound):  # one atom for several bound ones: these have to be unified
+        if not equal(self._parent[atoms], bound):  # one atom for several bound ones: these have to be unified
             self._parent[atoms] = atoms
             return False
         self._table = None
         return True
 
     def _unify_products(self, a: Array, b: Array, why: str) -> None:
-        if a.shape == b.shape and np.array_equal(a, b):
+        if equal(a, b):
             return
         same = (a >= 0).sum(1) == (b >= 0).sum(1)
         if not same.all():
@@ -100,7 +101,7 @@ class Axes(Atoms):
     def _bind(self, atoms: Array, rows: Array, why: str) -> None:
         """Each atom (n, 1) becomes the product of the atoms in its row."""
         if atoms.shape[1] != 1 or (atoms < 0).any() or np.isin(atoms, rows).any():
-            if atoms.shape == rows.shape and np.array_equal(atoms, rows):
+            if equal(atoms, rows):
                 return
             self.freeze(atoms, why)
             self.freeze(rows, why)

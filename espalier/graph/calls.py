@@ -9,14 +9,16 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from espalier.graph.labels import Labels
+from espalier.graph.labels import Event, Labels
+
+Modules = Sequence[tuple[str, nn.Module]]  # those of a model, with their paths
 
 
 @dataclass(eq=False)
@@ -28,8 +30,10 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     earlier: int  # how many calls had read ``training`` when it began
+    start: int  # how many events there had been
     out: Any = None
     asked: bool = False
+    events: Sequence[Event] = ()
 
 
 @dataclass
@@ -37,13 +41,18 @@ class Calls:
     """The calls of one pass that are under way, and the outermost finished ones that read ``training``."""
 
     labels: Labels
-    plain: set[str] = field(default_factory=set)  # modules whose forward is that of torch.nn
+    plain: set[str]  # modules whose forward is that of torch.nn
     asking: list[Call] = field(default_factory=list)
     _running: list[Call] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, modules: Modules, labels: Labels) -> Calls:
+        """Of the modules of a model."""
+        return cls(labels, {path for path, module in modules if _is_plain(module)})
+
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A hook before a module's forward."""
-        self._running.append(Call(path, module, args, kwargs, len(self.asking)))
+        self._running.append(Call(path, module, args, kwargs, len(self.asking), len(self.labels.events)))
         self.labels.module = path
 
     def leave(self, module: nn.Module, args: object, out: Any) -> None:
@@ -51,7 +60,7 @@ class Calls:
         call = self._running.pop()
         self.labels.module = self._running[-1].path if self._running else ""
         if call.asked:
-            call.out = out
+            call.out, call.events = out, self.labels.events[call.start :]
             self.asking[call.earlier :] = [call]
 
     def asked(self) -> None:
@@ -61,20 +70,18 @@ class Calls:
 
 
 @contextlib.contextmanager
-def modules_followed(model: nn.Module, labels: Labels) -> Iterator[Calls]:
-    """Know at any time which module is running."""
-    handles, calls = [], Calls(labels)
-    for path, module in model.named_modules():
+def modules_followed(modules: Modules, calls: Calls) -> Iterator[None]:
+    """Know at any time which module is running: by hooks, which every module can have."""
+    handles = []
+    for path, module in modules:
         if not isinstance(module, torch.jit.ScriptModule):
-            if _is_plain(module):
-                calls.plain.add(path)
             enter = functools.partial(calls.enter, path)
             handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(calls.leave))
     try:
-        yield calls
+        yield
     finally:
-        labels.module = ""
+        calls.labels.module = ""
         for handle in handles:
             handle.remove()
 
@@ -87,9 +94,9 @@ def _is_plain(module: nn.Module) -> bool:
 # -- who reads training --------------------------------------------------------------------------------------------
 
 
-def can_be_watched(model: nn.Module) -> bool:
+def can_be_watched(modules: Modules) -> bool:
     """Whether every read of ``training`` can be seen, and nothing else happens when the mode is set."""
-    kinds = {type(module) for module in model.modules()}
+    kinds = {type(module) for _, module in modules}
     return not any(
         issubclass(kind, torch.jit.ScriptModule)
         or kind.train is not nn.Module.train
@@ -100,26 +107,37 @@ def can_be_watched(model: nn.Module) -> bool:
     )
 
 
+def set_mode(model: nn.Module, modules: Modules, *, training: bool) -> None:
+    """``model.train(training)``; where that sets flags and nothing else, they are set more quickly."""
+    if not can_be_watched(modules):
+        _ = model.train() if training else model.eval()
+        return
+    for _, module in modules:
+        module.__dict__["training"] = training
+
+
 @contextlib.contextmanager
-def training_watched(model: nn.Module, calls: Calls) -> Iterator[None]:
-    """Take note of reads of ``training``: the modules of a replica get subclasses in which it is a property, as parametrized
-    modules of torch get theirs."""
+def training_watched(modules: Modules, calls: Calls) -> Iterator[None]:
+    """Follow modules, more quickly than by hooks, and take note of reads of ``training``: the modules of a replica get
+    subclasses in which it is a property, as parametrized modules of torch get theirs."""
     kinds: dict[type[nn.Module], type[nn.Module]] = {}
+    paths = {id(module): path for path, module in modules}
     changed: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
-        for module in model.modules():
+        for _, module in modules:
             kind = type(module)
             if kind not in kinds:
-                kinds[kind] = _watched(kind, calls)
-            module.__class__ = kinds[kind]
+                kinds[kind] = _watched(kind, calls, paths)
+            object.__setattr__(module, "__class__", kinds[kind])
             changed.append((module, kind))
         yield
     finally:
+        calls.labels.module = ""
         for module, kind in changed:
-            module.__class__ = kind
+            object.__setattr__(module, "__class__", kind)
 
 
-def _watched(kind: Any, calls: Calls) -> Any:
+def _watched(kind: Any, calls: Calls, paths: Mapping[int, str]) -> Any:
     def read(module: nn.Module) -> Any:
         calls.asked()
         return module.__dict__["training"]
@@ -127,5 +145,14 @@ def _watched(kind: Any, calls: Calls) -> Any:
     def write(module: nn.Module, value: bool) -> None:
         module.__dict__["training"] = value
 
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "training": property(read, write)}
-    return type(kind)(kind.__name__, (kind,), names)
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        path = paths.get(id(module))
+        if path is None:  # made while the model runs
+            return kind.__call__(module, *args, **kwargs)
+        calls.enter(path, module, args, kwargs)
+        out = kind.__call__(module, *args, **kwargs)
+        calls.leave(module, args, out)
+        return out
+
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__call__": call}
+    return type(kind)(kind.__name__, (kind,), {**names, "training": property(read, write)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -38,8 +39,19 @@ def lengths_as_values(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tr
     return [value for value in given if isinstance(value, Traced)]
 
 
+WRITTEN = {"__getitem__", "narrow", "split", "split_with_sizes", "unflatten", *ARGUMENT, *SIZED, *MADE}
+
+
+@functools.cache
+def _bare_frame(name: str) -> Frame:
+    """Of a function whose arguments name no sizes."""
+    return Frame(name)
+
+
 def frame_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Frame:
     """The sizes or bounds in a call, as the code wrote them."""
+    if name not in WRITTEN:
+        return _bare_frame(name)
     if name == "__getitem__" and len(args) == 2:
         return Frame(name, bounds=_bounds(args[0], args[1]))
     if name == "narrow" and len(args) == 4:
@@ -188,3 +200,7 @@ def _unflatten(x: Tensor, dim: int, sizes: tuple[int, int]) -> Tensor:
 
 
 REPLACED: dict[Any, Callable[..., Any]] = {functional.multi_head_attention_forward: multi_head_attention}
+DROPOUT = {
+    functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d, functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+}  # fmt: skip

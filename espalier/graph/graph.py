@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.errors import EspalierError
 from espalier.graph.extent import Extent, Work
+from espalier.graph.kept import Kept
+from espalier.graph.kept import Mask as Mask
 from espalier.graph.rows import Array
 
-Mask = NDArray[np.bool_]
 Place = tuple[str, int]
 
 
@@ -69,13 +69,9 @@ class Dim:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def alive(self, kept: Sequence[Mask | None]) -> Mask:
+    def alive(self, kept: Sequence[Mask | None] | Kept) -> Mask:
         """Which indices are left when each group keeps the given channels (None: all)."""
-        alive = np.ones(len(self.groups), dtype=bool)
-        for group, mask in self._masks(kept):
-            hit = self.groups == group
-            alive &= np.where(hit, mask[np.where(hit, self.channels, 0)], True).all(1)
-        return alive
+        return (kept if isinstance(kept, Kept) else Kept(kept)).of(self.groups, self.channels)
 
     def _masks(self, kept: Sequence[Mask | None]) -> list[tuple[int, Mask]]:
         """The masks of the few groups that this dimension carries."""
@@ -237,22 +233,32 @@ class ChannelGraph:
 
     def plan(self, kept: Sequence[Mask | None]) -> dict[Place, tuple[int, ...]]:
         """Kept indices of every dimension that becomes shorter."""
-        places: dict[Place, tuple[int, ...]] = {}
-        alive = {id(dim): dim.alive(kept) for dim in self._every_dim()}
+        return {place: tuple(np.flatnonzero(alive).tolist()) for place, alive in self.left(kept).items()}
+
+    def left(self, kept: Sequence[Mask | None]) -> dict[Place, Mask]:
+        """Which indices are left of every dimension that becomes shorter."""
+        places: dict[Place, Mask] = {}
+        known, masks = dict[int, Mask | None](), Kept(kept)
         for name, dims in self.tensors.items():
             for dim, label in enumerate(dims):
-                if isinstance(label, Dim) and not alive[id(label)].all():
-                    places[name, dim] = tuple(np.flatnonzero(alive[id(label)]).tolist())
+                if isinstance(label, Dim):
+                    if id(label) not in known:
+                        alive = label.alive(masks)
+                        known[id(label)] = None if alive.all() else alive
+                    if (found := known[id(label)]) is not None:
+                        places[name, dim] = found
         return places
 
     def integers(self, kept: Sequence[Mask | None]) -> dict[str, int]:
         """New values of the integers that modules keep, where they change."""
-        found = {path: int(dim.alive(kept).sum()) for path, dim in self.attributes.items()}
+        masks = Kept(kept)
+        found = {path: int(dim.alive(masks).sum()) for path, dim in self.attributes.items()}
         return {path: value for path, value in found.items() if value != len(self.attributes[path])}
 
     def narrow(self, kept: Sequence[Mask | None]) -> None:
         """Bring the graph up to date after a cut."""
-        alive = {id(dim): dim.alive(kept) for dim in self._every_dim()}
+        masks = Kept(kept)
+        alive = {id(dim): dim.alive(masks) for dim in self._every_dim()}
         for rescale in self.rescales:
             rescale.rows = [
                 rows[alive[id(label)]] if isinstance(label := self.tensors[name][dim], Dim) else rows

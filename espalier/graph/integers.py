@@ -9,7 +9,7 @@ carry their origin through ``+ - * //``; a plain ``int`` in a size is a number w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from espalier.graph.rows import Rows
 
@@ -22,8 +22,7 @@ class Length:
     size: int
 
 
-@dataclass(frozen=True)
-class Attribute:
+class Attribute(NamedTuple):
     """An integer that a module keeps, such as ``blocks.0.attn.num_heads`` or ``norm.normalized_shape[0]``."""
 
     path: str
@@ -58,7 +57,7 @@ class Traced(int):
     watch: Watch | None
 
     def __new__(cls, value: int, origin: Origin, watch: Watch | None = None) -> Traced:
-        self = super().__new__(cls, value)
+        self = int.__new__(cls, value)
         self.origin = origin
         self.watch = watch
         return self

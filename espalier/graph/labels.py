@@ -14,14 +14,15 @@ from torch import Tensor
 from espalier.graph.axes import Axes
 from espalier.graph.constraints import Constraints
 from espalier.graph.integers import Traced, may_change, origin_of, plain
-from espalier.graph.rows import Array, Rows
+from espalier.graph.rows import Array, Rows, equal
 
 Dims = list[Rows]
+Event = tuple[Any, Any, Any]  # what was called, the arguments, the results; of operations, functions and comparisons of lengths
 
 KERNEL = "is a spatial dimension of a kernel"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Frame:
     """A Python-level call under way: its name, and the sizes and bounds as the code wrote them."""
 
@@ -74,6 +75,7 @@ class Labels:
         self.faults: list[str] = []
         self.module = ""
         self.frames: list[Frame] = []
+        self.events: list[Event] = []  # all that was done, in order
         self._names: dict[int, str] = {}
         self._dims: dict[int, Dims] = {}
         self._sources: dict[int, Source] = {}
@@ -93,6 +95,7 @@ class Labels:
         self._newest.clear()
         self._turned.clear()
         self._held.clear()
+        self.events.clear()
         for name, tensor in named:
             self._names.setdefault(id(tensor), name)
             self._held.append(tensor)
@@ -140,7 +143,7 @@ class Labels:
         """Remember the layer whose output a tensor is."""
         if source is not None and isinstance(tensor, Tensor):
             self._sources[id(tensor)] = source
-            self._newest[id(tensor)] = max(source.serial, self.newest(tensor))
+            self._newest[id(tensor)] = max(source.serial, self._newest.get(id(tensor), 0))
             self._held.append(tensor)
 
     def new_source(self, names: Sequence[str | None], dims: Sequence[int]) -> Source | None:
@@ -152,11 +155,14 @@ class Labels:
 
     def newest(self, *tensors: Any) -> int:
         """The last call of a layer that any of the tensors may depend on; 0 if there is none."""
-        return max((self._newest.get(id(tensor), 0) for tensor in tensors), default=0)
+        last = 0
+        for tensor in tensors:
+            last = max(last, self._newest.get(id(tensor), 0))
+        return last
 
     def put_newest(self, tensor: Tensor, serial: int) -> None:
         """Remember the last call of a layer that a tensor may depend on."""
-        if serial > self.newest(tensor):
+        if serial > self._newest.get(id(tensor), 0):
             self._newest[id(tensor)] = serial
             self._held.append(tensor)
 
@@ -188,6 +194,29 @@ class Labels:
         if one is not other:
             self.axes.unify(one, other, f"{op} ties it to something that cannot be cut ({self.module or 'the model'})")
 
+    def unify_vector(self, rows: Rows, vector: Tensor, op: str) -> None:
+        """A dimension and a bias, a scale or the like are one: most are met here for the first time."""
+        name = self._names.get(id(vector))
+        if (
+            rows is None
+            or name is None
+            or name in self.parameters
+            or not 1 < vector.numel() == len(rows)
+            or not (vector.dim() == 1 and vector.is_floating_point())
+        ):
+            self.unify(rows, self.of(vector)[-1], op)
+            return
+        made, done = self.axes.twin(rows, f"{name}:0")
+        self.parameters[name] = self._dims[id(vector)] = [made]
+        if not done:
+            self.unify(rows, made, op)
+
+    def same(self, one: Rows, other: Rows) -> bool:
+        """Whether two dimensions are known to be one."""
+        if one is None or other is None or one is other:
+            return one is other
+        return equal(self.axes.resolve(one), self.axes.resolve(other))
+
     def freeze(self, rows: Rows, reason: str) -> None:
         """A dimension cannot be cut."""
         self.axes.freeze(rows, f"{reason} ({self.module or 'the model'})")
@@ -217,10 +246,12 @@ class Labels:
 
     def met(self, one: Traced, other: Traced) -> None:
         """The code found two numbers equal; it may insist on that."""
+        self.events.append(("met", (one, other), None))
         self.constraints.equal(one.origin, other.origin, self.module or "the model")
 
     def used_as_real(self, number: Traced) -> None:
         """The code computes with a length as a real number."""
+        self.events.append(("used as real", number, None))
         self.constraints.real.append(number.origin)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,10 +20,12 @@ def _defaults(func: Any) -> dict[str, Any]:
     return {a.name: a.default_value if a.has_default_value() else None for a in func._schema.arguments}
 
 
-def tensors_among(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors_among(values: Iterable[Any]) -> list[Tensor]:
     """Those in the arguments or results of an operation, also in lists."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, tuple | list):
-            yield from tensors_among(value)
+            found += tensors_among(value)
+    return found

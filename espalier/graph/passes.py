@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.graph.calls import Call, can_be_watched, training_watched
+from espalier.graph.calls import Call, Calls, Modules, can_be_watched, modules_followed, set_mode, training_watched
 from espalier.graph.integers import plain
-from espalier.graph.labels import Labels, Source
+from espalier.graph.labels import Event, Labels, Source
+from espalier.graph.repeats import description, same_events
 from espalier.graph.replica import Inputs, named_tensors, tensors_in
-from espalier.graph.rows import Rows
 from espalier.graph.tracer import labelled
 
 
@@ -35,18 +35,19 @@ class Passes:
 def both_passes(done: Passes) -> Passes:
     """Label in evaluation and in training mode."""
     labels, model = done.labels, done.model
-    model.eval()
-    watch = done.meta and can_be_watched(model)
-    labels.adopt(named_tensors(model))
-    with labelled(model, labels, meta=done.meta) as calls:
-        before = _held(model)
-        with training_watched(model, calls) if watch else contextlib.nullcontext():
+    modules = list(model.named_modules())
+    set_mode(model, modules, training=False)
+    calls = Calls.of(modules, labels)
+    watch = done.meta and can_be_watched(modules)
+    labels.adopt(named_tensors(done.model, modules))
+    with labelled(modules, labels, meta=done.meta):
+        before = Held(module for _, module in modules)
+        with (training_watched if watch else modules_followed)(modules, calls):
             out = model(*done.inputs[0], **done.inputs[1])
-        watch = watch and _same_objects(before, _held(model))  # what a model keeps may change its next run
+        watch = watch and before.is_same()  # what a model keeps may change its next run
         done.shapes = _frozen(labels, out)
         costs = len(labels.work), len(labels.activations)
-        model.train()
-        settled = watch and all(_same_in_training(labels, call) for call in calls.asking)
+        settled = watch and _all_same_in_training(model, modules, calls)
     if not settled:
         try:
             _train(done)
@@ -54,14 +55,17 @@ def both_passes(done: Passes) -> Passes:
             done.notes.append(
                 f"In training mode the model does not run on these inputs ({first_line(error)}): traced in evaluation mode."
             )
+        model.eval()
     del labels.work[costs[0] :], labels.activations[costs[1] :]  # costs are those of inference
     done.notes += labels.faults
     return done
 
 
 def _train(done: Passes) -> None:
-    done.labels.adopt(named_tensors(done.model))
-    with labelled(done.model, done.labels, meta=done.meta):
+    done.model.train()
+    modules = list(done.model.named_modules())
+    done.labels.adopt(named_tensors(done.model, modules))
+    with labelled(modules, done.labels, meta=done.meta), modules_followed(modules, Calls.of(modules, done.labels)):
         _frozen(done.labels, done.model(*done.inputs[0], **done.inputs[1]))
 
 
@@ -82,31 +86,73 @@ def first_line(error: Exception) -> str:
 # -- one call again ------------------------------------------------------------------------------------------------
 
 
-def _same_in_training(labels: Labels, call: Call) -> bool:
-    """Repeat a call in training mode. True if the rest of the model cannot tell its results apart: same shapes, same axes,
-    nothing kept. Otherwise all has to be run in training mode."""
-    before = _held(call.module)
+def _all_same_in_training(model: nn.Module, modules: Modules, calls: Calls) -> bool:
+    if not calls.asking:
+        return True
+    paths = {id(module): path for path, module in modules}
+    harmless = set[Any]()  # descriptions of calls that do exactly the same in both modes
+    set_mode(model, modules, training=True)
+    try:
+        for call in calls.asking:
+            described = description(call)
+            if described is not None and described in harmless:
+                continue
+            inside = [(paths.get(id(module), ""), module) for module in call.module.modules()]
+            with modules_followed(inside, calls):
+                events = _same_in_training(calls.labels, call)
+            if events is None:
+                return False
+            if described is not None and same_events(calls.labels, call.events, events):
+                harmless.add(described)
+        return True
+    finally:
+        set_mode(model, modules, training=False)
+
+
+def _same_in_training(labels: Labels, call: Call) -> list[Event] | None:
+    """Repeat a call in training mode. What it did if the rest of the model cannot tell its results apart: same shapes, same
+    axes, nothing kept. None otherwise: all has to be run in training mode."""
+    before, start = Held(call.module.modules()), len(labels.events)
     try:
         out = call.module(*call.args, **call.kwargs)
     except Exception:  # the pass of the whole model will say
-        return False
-    return _same_objects(before, _held(call.module)) and _alike(labels, call.out, out)
+        return None
+    events = labels.events[start:]
+    return events if before.is_same() and _alike(labels, call.out, out) else None
 
 
-def _held(model: nn.Module) -> list[Any]:
-    """What the modules hold."""
-    held: list[Any] = []
-    for module in model.modules():
-        values = module.__dict__.values()
-        held += values
-        for value in values:
-            if value and type(value) in (dict, OrderedDict, list):
-                held += value if type(value) is list else value.values()
-    return held
+class Held:
+    """What modules hold at one time: their attributes, and what is in those that are dictionaries or lists."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._held: list[tuple[Any, list[Any]]] = []
+        self._empty: list[Any] = []  # most are
+        for module in modules:
+            values = list(module.__dict__.values())
+            self._held.append((module.__dict__, values))
+            for value in values:
+                if type(value) in CONTAINERS:
+                    if value:
+                        self._held.append((value, _inside(value)))
+                    else:
+                        self._empty.append(value)
+
+    def is_same(self) -> bool:
+        """Whether they still hold the same objects."""
+        if any(self._empty):
+            return False
+        for container, values in self._held:
+            now = _inside(container)
+            if len(now) != len(values) or not all(map(operator.is_, now, values)):
+                return False
+        return True
 
 
-def _same_objects(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(map(operator.is_, one, other))
+CONTAINERS = frozenset({dict, OrderedDict, list})
+
+
+def _inside(container: Any) -> list[Any]:
+    return list(container if type(container) is list else container.values())
 
 
 def _alike(labels: Labels, one: Any, other: Any) -> bool:
@@ -114,7 +160,7 @@ def _alike(labels: Labels, one: Any, other: Any) -> bool:
         rows = zip(labels.of(one), labels.of(other), strict=True)
         return (
             one.shape == other.shape
-            and all(_same_rows(labels, mine, theirs) for mine, theirs in rows)
+            and all(labels.same(mine, theirs) for mine, theirs in rows)
             and labels.weight_name(one) == labels.weight_name(other)
             and _same_source(labels.source_of(one), labels.source_of(other))
         )
@@ -125,12 +171,6 @@ def _alike(labels: Labels, one: Any, other: Any) -> bool:
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(lambda a, b: _alike(labels, a, b), one, other))
     return one is other or (isinstance(one, int | float | str) and bool(plain(one) == plain(other)))
-
-
-def _same_rows(labels: Labels, one: Rows, other: Rows) -> bool:
-    if one is None or other is None or one is other:
-        return one is other
-    return np.array_equal(labels.axes.resolve(one), labels.axes.resolve(other))
 
 
 def _same_source(one: Source | None, other: Source | None) -> bool:

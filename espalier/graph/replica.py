@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from espalier.errors import EspalierError
+from espalier.graph.copying import Copier
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
-HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_full_backward_hooks",
-)  # fmt: skip
+
+def named_tensors(model: nn.Module, modules: Iterable[tuple[str, nn.Module]] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, then buffers; a shared one under its first name.
+
+    Args:
+        model: to walk through.
+        modules: ``model.named_modules()``, if that is known: the walk takes longest.
+    """
+    known = list(model.named_modules() if modules is None else modules)
+    yield from named(known, "_parameters")
+    yield from named(known, "_buffers")
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, then buffers; a shared one under its first name."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def named(modules: Iterable[tuple[str, nn.Module]], kind: str) -> Iterator[tuple[str, Tensor]]:
+    """The ``_parameters`` or ``_buffers`` of modules; a shared one under its first name."""
+    seen: set[int] = set()
+    for path, module in modules:
+        prefix = f"{path}." if path else ""
+        for name, tensor in getattr(module, kind).items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield f"{prefix}{name}", tensor
 
 
 def replica(model: nn.Module, *, meta: bool) -> nn.Module:
@@ -36,19 +47,15 @@ def replica(model: nn.Module, *, meta: bool) -> nn.Module:
         EspalierError: if the model has lazy parameters or cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for name, parameter in model.named_parameters():
+    modules = list(model.named_modules())
+    for name, parameter in named(modules, "_parameters"):
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise EspalierError(f"The parameter {name} has no shape yet: run the model once before tracing it.")
         memo[id(parameter)] = nn.Parameter(_meta(parameter), parameter.requires_grad) if meta else parameter
-    for _, buffer in model.named_buffers():
+    for _, buffer in named(modules, "_buffers"):
         memo[id(buffer)] = _meta(buffer) if meta else buffer.detach().clone()
-    for module in model.modules():
-        for attribute in HOOKS:
-            hooks = module.__dict__.get(attribute)
-            if hooks is not None:
-                memo[id(hooks)] = hooks.copy()
     try:
-        return copy.deepcopy(model, memo)
+        return cast(nn.Module, Copier(model, memo).copied(model))
     except EspalierError:
         raise
     except Exception as error:

@@ -7,6 +7,7 @@ on the refusal of the operation itself.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from espalier.graph.modes import TorchDispatchMode
 
+META = torch.device("meta")
+
 
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device="meta")
+    return torch.empty(shape, dtype=like.dtype, device=META)
 
 
 def _like(x: Tensor) -> Tensor:
@@ -158,12 +161,18 @@ SHORTCUTS: dict[str, Callable[..., Any]] = {
     **{f"{name}_": _in_place for name in ELEMENTWISE},
 }
 HARMLESS = {"alpha", "approximate"}  # keywords that change values only
+ANYWHERE = {int, float, bool, str, type(None), torch.dtype}  # arguments that are on no device
+
+
+@functools.cache
+def _shortcut(func: Any) -> Callable[..., Any] | None:
+    return SHORTCUTS.get(func.overloadpacket.__name__)
 
 
 def run_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """An operation on meta tensors, and on constants that the code built on the processor."""
-    args = [_meta(value) for value in args]
-    quick = SHORTCUTS.get(func.overloadpacket.__name__)
+    args = [value if type(value) in ANYWHERE else _meta(value) for value in args]
+    quick = _shortcut(func)
     if quick is not None and HARMLESS.issuperset(kwargs):
         found = quick(*args)
         if found is not None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from espalier.graph import rules
-from espalier.graph.calls import Calls, modules_followed
-from espalier.graph.functions import ARITHMETIC, REPLACED, attention, frame_of, lengths_as_values
+from espalier.graph.calls import Modules
+from espalier.graph.functions import ARITHMETIC, DROPOUT, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
 from espalier.graph.modes import TorchDispatchMode, without_functions
@@ -47,6 +47,9 @@ class Functions(TorchFunctionMode):
             return _pick(self._shape(args[0]), *args[1:], **kwargs)
         if name == "__len__" and func == Tensor.__len__ and args[0].dim():
             return func(*args)  # len() accepts plain integers only
+        if func in DROPOUT:
+            return self._dropout(func, name, args, kwargs)
+        labels.events.append((func, (args, kwargs), None))
         if func in REPLACED:
             with self:
                 return REPLACED[func](labels, *args, **kwargs)
@@ -54,11 +57,23 @@ class Functions(TorchFunctionMode):
             attention(labels, *args, **kwargs)
         for number in lengths_as_values(args, kwargs) if name in ARITHMETIC else ():
             labels.used_as_real(number)
-        labels.frames.append(frame_of(name, args, kwargs))
+        return self._called(func, name, args, kwargs)
+
+    def _called(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        frames = self.labels.frames
+        frames.append(frame_of(name, args, kwargs))
         try:
             return func(*args, **kwargs)
         finally:
-            labels.frames.pop()
+            frames.pop()
+
+    def _dropout(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """One event in both modes: what dropout does in training says nothing of axes."""
+        events = self.labels.events
+        start = len(events)
+        out = self._called(func, name, args, kwargs)
+        events[start:] = [(func, (*args[:1], kwargs.get("input")), out)]
+        return out
 
     def _shape(self, tensor: Tensor) -> torch.Size:
         rows = self.labels.of(tensor)
@@ -101,9 +116,10 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         with without_functions():
             out = run_on_meta(func, args, kwargs) if self.meta else func(*args, **kwargs)
-            results = out if isinstance(out, tuple | list) else (out,)
-            if any(isinstance(result, Tensor) for result in results):
-                self._label(_described(func), arguments_of(func, args, kwargs), out, list(tensors_among(results)))
+            self.labels.events.append((func, (args, kwargs), out))
+            results = [out] if isinstance(out, Tensor) else tensors_among(out) if isinstance(out, tuple | list) else []
+            if results:
+                self._label(_described(func), arguments_of(func, args, kwargs), out, results)
         return out
 
     def _label(self, operation: _Operation, given: dict[str, Any], out: Any, results: list[Tensor]) -> None:
@@ -119,9 +135,9 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"The rule of {name} failed in {labels.module or 'the model'} ({type(error).__name__}: {error})."
             )
             _unknown(labels, name, given)
-        newest = 0 if name in SHAPE_ONLY else labels.newest(*tensors_among(given.values()))
-        for result in results if newest else ():
-            labels.put_newest(result, newest)
+        if name not in SHAPE_ONLY and (newest := labels.newest(*tensors_among(given.values()))):
+            for result in results:
+                labels.put_newest(result, newest)
         if operation.makes:
             for result in results:
                 if result.numel():
@@ -136,18 +152,20 @@ def _unknown(labels: Labels, name: str, given: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def integers_traced(model: nn.Module, labels: Labels) -> Iterator[None]:
+def integers_traced(modules: Modules, labels: Labels) -> Iterator[None]:
     """Let the integers that the modules of a replica keep remember where they come from."""
     changed: list[tuple[dict[str, Any], str, Any]] = []
-    for path, module in model.named_modules():
+    for path, module in modules:
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        prefix = f"{path}." if path else ""
-        for name, value in list(module.__dict__.items()):
-            traced = _traced(value, f"{prefix}{name}", labels)
-            if traced is not None:
-                changed.append((module.__dict__, name, value))
-                module.__dict__[name] = traced
+        prefix, attributes = f"{path}." if path else "", module.__dict__
+        for name, value in attributes.items():
+            kind = type(value)
+            if kind is int or kind in SEQUENCES:
+                traced = _traced(value, f"{prefix}{name}", labels)
+                if traced is not None:
+                    changed.append((attributes, name, value))
+                    attributes[name] = traced  # an old key: the dictionary keeps its size
     try:
         yield
     finally:
@@ -155,21 +173,19 @@ def integers_traced(model: nn.Module, labels: Labels) -> Iterator[None]:
             attributes[name] = value
 
 
+SEQUENCES = (tuple, list, torch.Size)
+
+
 def _traced(value: Any, path: str, labels: Labels) -> Any:
     if type(value) is int:
         return Traced(value, Attribute(path), labels)
-    if type(value) in (tuple, list, torch.Size) and 0 < len(value) <= 16 and all(type(item) is int for item in value):
+    if 0 < len(value) <= 16 and all(type(item) is int for item in value):
         return type(value)(Traced(item, Attribute(f"{path}[{place}]"), labels) for place, item in enumerate(value))
     return None
 
 
 @contextlib.contextmanager
-def labelled(model: nn.Module, labels: Labels, *, meta: bool) -> Iterator[Calls]:
+def labelled(modules: Modules, labels: Labels, *, meta: bool) -> Iterator[None]:
     """Label what a replica computes inside."""
-    with (
-        modules_followed(model, labels) as calls,
-        integers_traced(model, labels),
-        Functions(labels),
-        Operations(labels, meta=meta),
-    ):
-        yield calls
+    with integers_traced(modules, labels), Functions(labels), Operations(labels, meta=meta):
+        yield

@@ -11,7 +11,7 @@ from espalier.graph.assemble import assemble
 from espalier.graph.graph import ChannelGraph, Group
 from espalier.graph.labels import Labels
 from espalier.graph.passes import Passes, both_passes, first_line
-from espalier.graph.replica import as_call, named_tensors, on_meta, quiet, replica, tensors_in
+from espalier.graph.replica import as_call, named, on_meta, quiet, replica, tensors_in
 from espalier.graph.rows import Rows
 from espalier.graph.trial import Trial, freeze_what_breaks
 from espalier.wrappers import unwrap
@@ -56,13 +56,15 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True) -> Chann
             if event.source.serial in labels.multiplied:
                 labels.axes.freeze(event.width, f"scales the attention, but the query is used elsewhere too ({event.module})")
         labels.constraints.settle()
-        tensors, buffers = dict(named_tensors(model)), frozenset(name for name, _ in model.named_buffers())
-        graph = assemble(labels, tensors, buffers)
+        modules = list(model.named_modules())
+        buffers = dict(named(modules, "_buffers"))
+        tensors, names = dict(named(modules, "_parameters")) | buffers, frozenset(buffers)
+        graph = assemble(labels, tensors, names)
         if check and graph.groups:
             broken = freeze_what_breaks(Trial(model, done.inputs, graph, done.shapes, done.model, meta=done.meta))
             for group, reason in broken.items():
                 labels.axes.freeze(_rows_of(labels, group), reason)
-            graph = assemble(labels, tensors, buffers) if broken else graph
+            graph = assemble(labels, tensors, names) if broken else graph
     graph.notes = done.notes
     return graph
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from espalier.attributes import write
-from espalier.graph.graph import ChannelGraph, Group, Mask
-from espalier.graph.replica import Inputs, replica, tensors_in
+from espalier.graph.graph import ChannelGraph, Group, Mask, Place
+from espalier.graph.replica import Inputs, named_tensors, replica, tensors_in
 from espalier.graph.shortcuts import OnMeta
 
 MOST_TRIALS = 60
@@ -35,7 +35,7 @@ class Trial:
         inputs: positional and keyword arguments, on meta if the stand-ins are.
         graph: its groups are cut.
         shapes: of the model's outputs; a cut must not change them.
-        stand_in: one that may be used up.
+        stand_in: one, in evaluation mode, that may be used up.
         meta: whether stand-ins are on meta.
     """
 
@@ -74,7 +74,7 @@ class Trial:
 
     def _shapes(self, kept: list[Mask | None]) -> list[torch.Size]:
         self.count += 1
-        stand_in = (self._stand_in or replica(self.model, meta=self.meta)).eval()
+        stand_in = self._stand_in or replica(self.model, meta=self.meta).eval()
         self._stand_in = None
         apply(stand_in, self.graph, kept)
         with OnMeta() if self.meta else contextlib.nullcontext():  # type: ignore[no-untyped-call]
@@ -97,16 +97,10 @@ def _halve(trial: Trial, numbers: list[int], broken: dict[Group, str], tried: st
 
 def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) -> None:
     """Cut a stand-in without ceremony."""
-    plan = graph.plan(kept)
-    changed: dict[int, Tensor] = {}
-    named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    for name in {name for name, _ in plan}:
-        tensor = named[name].detach()
-        for dim in range(tensor.dim()):
-            if (name, dim) in plan:
-                tensor = tensor.index_select(dim, torch.tensor(plan[name, dim], device=tensor.device))
-        changed[id(named[name])] = tensor
-    for module in model.modules():
+    modules = list(model.named_modules())
+    known = dict(named_tensors(model, modules))
+    changed = {id(known[name]): _cut(known[name], alive) for name, alive in _by_tensor(graph.left(kept)).items()}
+    for _, module in modules:
         for held in (module._parameters, module._buffers):
             for leaf, old in held.items():
                 if old is not None and id(old) in changed:
@@ -117,3 +111,21 @@ def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) ->
                         module._buffers[leaf] = new
     for path, value in graph.integers(kept).items():
         write(model, path, value)
+
+
+def _by_tensor(left: Mapping[Place, Mask]) -> dict[str, dict[int, Mask]]:
+    found: dict[str, dict[int, Mask]] = {}
+    for (name, dim), alive in left.items():
+        found.setdefault(name, {})[dim] = alive
+    return found
+
+
+def _cut(tensor: Tensor, left: Mapping[int, Mask]) -> Tensor:
+    """What is left of a tensor, by dimension."""
+    tensor = tensor.detach()
+    if tensor.is_meta:
+        shape = [int(np.count_nonzero(left[dim])) if dim in left else size for dim, size in enumerate(tensor.shape)]
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+    for dim, alive in left.items():
+        tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(alive)).to(tensor.device))
+    return tensor

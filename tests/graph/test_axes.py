@@ -39,6 +39,14 @@ def reasons(axes: Axes, rows: np.ndarray) -> list[str | None]:
 # -- union -------------------------------------------------------------------------------------------------------------
 
 
+def test_atoms_that_occur_several_times_become_one(axes: Axes):
+    rows = axes.fresh(4, "x")
+    axes.unify(rows[[0, 1]], rows[[1, 1]], "")  # the second pair says nothing, the first must not be forgotten over it
+    assert resolved(axes, rows) == [[0], [0], [2], [3]]
+    axes.unify(rows[[3, 3, 2]], rows[[2, 1, 2]], "")
+    assert resolved(axes, rows) == [[0], [0], [0], [0]]
+
+
 def test_fresh_rows_are_distinct_atoms_in_blocks_of_their_own(axes):
     one, other = axes.fresh(3, "a"), axes.fresh(2, "b")
     assert resolved(axes, one) == [[0], [1], [2]]

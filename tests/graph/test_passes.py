@@ -152,3 +152,49 @@ def test_axes_of_training_are_found_by_the_call_that_asks():
     assert ("1.gate", 0) in {(member.name, member.dim) for member in graph.groups[0].members}
     es.cut(model, {graph.groups[0]: [0, 3, 4]})
     assert model.train()(torch.zeros(2, 4)).shape == (2, 3)
+
+
+class Mixing(Noted):
+    """Asks, and does the same in both modes but for dropout."""
+
+    def __init__(self, name: str, width: int, rate: float = 0.0) -> None:
+        super().__init__(name, width, width)
+        self.rate, self.fused = rate, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.dropout(super().forward(x), self.rate, self.training)
+        return x.view(x.shape[0], -1)
+
+
+def again(*blocks: nn.Module) -> list[bool]:
+    """Which blocks were run in training mode."""
+    ran.clear()
+    es.trace(nn.Sequential(nn.Linear(4, 8), *blocks, nn.Linear(8, 3)), torch.zeros(2, 4), check=False)
+    assert [training for _, training in ran[: len(blocks)]] == [False] * len(blocks)
+    return [training for _, training in ran[len(blocks) :]]
+
+
+def test_one_of_several_like_blocks_is_run_again():
+    assert again(Mixing("a", 8), Mixing("a", 8), Mixing("a", 8)) == [True]
+
+
+def test_blocks_of_other_description_are_run_again_too():
+    other = Mixing("a", 8)
+    other.fused = False
+    assert again(Mixing("a", 8), other, Mixing("a", 8)) == [True, True]
+    odd = Mixing("a", 8)
+    odd.odd = object()  # could be anything
+    assert again(odd, odd) == [True, True]
+
+
+def test_blocks_that_do_something_else_in_training_are_all_run_again():
+    class Gated(Mixing):
+        def __init__(self) -> None:
+            super().__init__("a", 8)
+            self.gate = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            return x * self.gate if self.training else x
+
+    assert again(Gated(), Gated()) == [True, True]

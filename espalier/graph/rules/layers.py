@@ -29,7 +29,7 @@ def convolution(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     else:
         outputs = _grouped(labels, op, source, many, few, (x.shape[1], weight.shape[0]), given, out.shape[1])
     if bias is not None:
-        labels.unify(outputs, labels.of(bias)[0], op)
+        labels.unify_vector(outputs, bias, op)
     batch = labels.of(x)[0]
     labels.put(out, [batch, outputs, *spatial])
     pixels = zip(spatial, (x if given["transposed"] else out).shape[2:], strict=True)
@@ -87,7 +87,7 @@ def batch_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
             labels.note_inexact(rows, op)
     for name in ("weight", "bias", "running_mean", "running_var"):
         if isinstance(given.get(name), Tensor):
-            labels.unify(channels, labels.of(given[name])[0], op)
+            labels.unify_vector(channels, given[name], op)
     for result in out if isinstance(out, tuple | list) else (out,):
         if result.shape == x.shape:
             labels.put(result, labels.of(x))
@@ -104,7 +104,10 @@ def layer_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
     for place in range(1, count + 1):
         for tensor in (weight, bias):
             if tensor is not None:
-                labels.unify(dims[-place], labels.of(tensor)[-place], op)
+                if count == 1:
+                    labels.unify_vector(dims[-1], tensor, op)
+                else:
+                    labels.unify(dims[-place], labels.of(tensor)[-place], op)
         labels.note_inexact(dims[-place], op)
     frame = labels.frame
     if frame is not None and frame.name in ("layer_norm", "rms_norm") and len(frame.sizes) == count:
@@ -127,7 +130,7 @@ def group_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
     channels = labels.of(x)[1]
     for name in ("weight", "bias"):
         if given[name] is not None:
-            labels.unify(channels, labels.of(given[name])[0], op)
+            labels.unify_vector(channels, given[name], op)
     frame = labels.frame
     number = frame.sizes[0] if frame is not None and frame.name == "group_norm" and frame.sizes else groups
     outer, inner = labels.split(channels, (groups, x.shape[1] // groups), (may_change(number), True))

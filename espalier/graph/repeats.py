@@ -1,0 +1,104 @@
+"""Calls that need not be repeated in training mode: like ones did the same in both modes.
+
+On meta no value can be read. What a call does follows from the plain attributes of its modules, from the shapes of tensors and
+from what it is given. So where one call did exactly the same in both modes, the next block with the same description will, too.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espalier.graph.calls import Call
+from espalier.graph.integers import Expression, Length, Origin, Traced, plain
+from espalier.graph.labels import Event, Labels
+from espalier.graph.modes import without_functions
+from espalier.graph.operands import tensors_among
+
+VALUES = frozenset({
+    int, float, complex, bool, str, bytes, type(None), type, types.BuiltinFunctionType, torch.dtype, torch.device,
+})  # fmt: skip
+
+EMPTY = frozenset({dict, OrderedDict, list, tuple, set})
+
+
+class Unusual(Exception):
+    """Something may depend on more than its description."""
+
+
+def description(call: Call) -> Any:
+    """What decides what a call does, as a value to compare; None if that cannot be told."""
+    try:
+        with without_functions():  # plain sizes: traced ones take note of every comparison
+            given, module = _described((call.args, call.kwargs), []), _described(call.module, [])
+        return module, given, tuple(event[0] for event in call.events)
+    except Unusual:
+        return None
+
+
+def _described(value: Any, inside: list[Any]) -> Any:
+    value = plain(value)
+    kind = type(value)
+    if kind in VALUES:
+        return kind, value
+    if isinstance(value, Tensor):
+        if not value.is_meta:
+            raise Unusual
+        return kind, value.shape, value.stride(), value.dtype
+    if kind is types.FunctionType and value.__closure__ is None:
+        return kind, value
+    if kind in EMPTY and not value:
+        return kind
+    if any(value is outer for outer in inside):
+        raise Unusual
+    inside = [*inside, value]
+    if kind in (dict, OrderedDict):
+        return kind, tuple([(key, _described(item, inside)) for key, item in value.items()])
+    if kind in (tuple, list, torch.Size):
+        return kind, tuple([_described(item, inside) for item in value])
+    if isinstance(value, nn.Module):
+        attributes = [(name, item) for name, item in value.__dict__.items() if name != "training"]
+        return kind, tuple([(name, _described(item, inside)) for name, item in attributes])
+    raise Unusual
+
+
+def same_events(labels: Labels, one: Sequence[Event], other: Sequence[Event]) -> bool:
+    """Whether two runs of a call did the same with the same: then the second has told nothing new."""
+    twins: dict[int, Tensor] = {}  # what one run made -> what the other made in its place
+    for (mine, my_arguments, my_results), (theirs, their_arguments, their_results) in zip(one, other, strict=False):
+        if mine != theirs or not _same(labels, my_arguments, their_arguments, twins):
+            return False
+        for result, twin in zip(tensors_among([my_results]), tensors_among([their_results]), strict=True):
+            twins[id(result)] = twin  # anew where dropout returns what it was given in one mode only
+    return len(one) == len(other)
+
+
+def _same(labels: Labels, one: Any, other: Any, twins: dict[int, Tensor]) -> bool:
+    if isinstance(one, Tensor):
+        return twins.get(id(one), one) is other
+    if isinstance(one, Traced) and isinstance(other, Traced):
+        return int.__eq__(one, other) is True and _same_origin(labels, one.origin, other.origin)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(_same(labels, a, b, twins) for a, b in zip(one, other, strict=True))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(labels, one[key], other[key], twins) for key in one)
+    if isinstance(one, slice):
+        bounds = [(each.start, each.stop, each.step) for each in (one, other)]
+        return _same(labels, bounds[0], bounds[1], twins)
+    return one is other or (type(one) in VALUES and bool(one == other))
+
+
+def _same_origin(labels: Labels, one: Origin, other: Origin) -> bool:
+    if isinstance(one, Expression) and isinstance(other, Expression):
+        pairs = ((one.left, other.left), (one.right, other.right))
+        return one.sign == other.sign and all(_same_origin(labels, a, b) for a, b in pairs)
+    if isinstance(one, Length) and isinstance(other, Length):
+        return one.size == other.size and labels.same(one.rows, other.rows)
+    return one == other

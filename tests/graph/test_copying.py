@@ -1,0 +1,83 @@
+"""Copies of modules are those of ``copy.deepcopy``."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from espalier.graph.copying import Copier
+
+
+class Loose(nn.Module):
+    """Holds what modules hold beside parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.again = self.layer
+        self.layers, self.names = [self.layer, nn.ReLU()], {"a": [1, (2, 3)], "b": {4, 5}}
+        self.shared = self.names["a"]
+        self.make = functools.partial(nn.Linear, 3)
+        self.method = self.layer.forward
+        self.register_buffer("count", torch.arange(3))
+        self.plain = torch.ones(2)
+        self.me = [self]
+
+
+class Own(nn.Module):
+    """Has a say in how it is copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Own:
+        made = memo[id(self)] = Own()
+        made.copied = True
+        return made
+
+
+class Stateful(nn.Linear):
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "noted": 1}
+
+
+def test_what_is_one_object_stays_one_object():
+    model = Loose()
+    copied = Copier(model, {}).copied(model)
+    assert type(copied) is Loose
+    assert copied is not model
+    assert copied.me[0] is copied
+    assert copied.layer is copied.again is copied.layers[0] is copied.method.__self__ is not model.layer
+    assert copied.shared is copied.names["a"] is not model.shared
+    assert copied.names == model.names
+    assert copied.names["b"] is not model.names["b"]
+    assert copied.plain is not model.plain
+    assert torch.equal(copied.count, model.count)
+    assert list(copied.__dict__) == list(copy.deepcopy(model).__dict__)
+    assert list(copied.state_dict()) == list(model.state_dict())
+
+
+def test_what_is_in_the_memo_is_not_copied():
+    layer = nn.Linear(2, 2)
+    stands = nn.Parameter(torch.empty(2, 2, device="meta"))
+    copied = Copier(layer, {id(layer.weight): stands}).copied(layer)
+    assert copied.weight is stands
+    assert copied.bias is not layer.bias
+
+
+def test_hooks_stay_the_same_but_not_their_dictionaries():
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None: ...
+
+    model = Loose()
+    model.layer.register_forward_pre_hook(hook)
+    copied = Copier(model, {}).copied(model)
+    assert list(copied.layer._forward_pre_hooks.values()) == [hook]
+    assert copied.layer._forward_pre_hooks is not model.layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("made", "name"), [(Own(), "copied"), (Stateful(2, 2), "noted")])
+def test_classes_that_have_a_say_have_it(made: nn.Module, name: str):
+    model = nn.Sequential(nn.ReLU(), made)
+    assert getattr(Copier(model, {}).copied(model)[1], name)
