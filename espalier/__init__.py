@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from espalier import criteria, indicators, schedules
+from espalier import criteria, indicators, lottery, schedules
 from espalier.compacting import Compaction, compact
 from espalier.cost import Cost, cost, search
 from espalier.errors import EspalierError
@@ -16,21 +16,29 @@ from espalier.files import save_model as save
 from espalier.graph import ChannelGraph, Group, trace
 from espalier.masks import LayerSparsity, patterns
 from espalier.methods import (
+    ADMM,
     AGP,
     EPI,
     METHODS,
     OCP,
     OCSP,
+    SLR,
+    SNIP,
+    ADMMChannels,
     Dense,
     EarlyBird,
     Follow,
     Force,
+    GraSP,
     GReg,
     Iterative,
     Method,
     NetworkSlimming,
     OneShot,
     PruneAt,
+    SLRChannels,
+    SynFlow,
+    Ticket,
     TrainPruneFinetune,
 )
 from espalier.profiling import profile
@@ -45,11 +53,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADMM",
     "AGP",
     "EPI",
     "METHODS",
     "OCP",
     "OCSP",
+    "SLR",
+    "SNIP",
+    "ADMMChannels",
     "ChannelGraph",
     "Compaction",
     "Cost",
@@ -60,6 +72,7 @@ __all__ = [
     "Follow",
     "Force",
     "GReg",
+    "GraSP",
     "Group",
     "Iterative",
     "LayerSparsity",
@@ -69,6 +82,9 @@ __all__ = [
     "PruneAt",
     "Pruner",
     "Report",
+    "SLRChannels",
+    "SynFlow",
+    "Ticket",
     "TrainPruneFinetune",
     "compact",
     "cost",
@@ -78,6 +94,7 @@ __all__ = [
     "indicators",
     "load",
     "load_state_dict",
+    "lottery",
     "patterns",
     "profile",
     "save",

@@ -11,7 +11,7 @@ from espalier.criteria.channels import (
     GateTaylor,
     GroupSaliency,
 )
-from espalier.criteria.weights import CRITERIA, Criterion, Magnitude, Movement, Random, WeightGradient
+from espalier.criteria.weights import CRITERIA, Criterion, Magnitude, Movement, Random, Squared, WeightGradient
 
 __all__ = [
     "CHANNEL_CRITERIA",
@@ -28,5 +28,6 @@ __all__ = [
     "Magnitude",
     "Movement",
     "Random",
+    "Squared",
     "WeightGradient",
 ]

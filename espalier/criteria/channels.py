@@ -90,6 +90,22 @@ class DepGraphNorm(ChannelCriterion):
 
 
 @dataclass(frozen=True)
+class ChannelSquares(ChannelCriterion):
+    """Sum of w^2 over everything that leaves with the channel, biases too: how far from it the network without it lies.
+
+    The score of SLR and ADMM on channels. A weight between two channels counts for both.
+    """
+
+    name: ClassVar[str] = "squared"
+
+    def places(self, model: nn.Module, layout: Layout) -> Places:
+        return layout.places(parameters(model), lambda group, member: True)
+
+    def score(self, tensors: Tensors, places: Places, observed: Tensor | None) -> Tensor:
+        return places.gather(slice_sums(tensors, places.keys, 2.0))
+
+
+@dataclass(frozen=True)
 class ChannelMagnitude(ChannelCriterion):
     """L2 norm of the filter, not normalised, summed over the layers that make the channel (the magnitude criterion of EPI)."""
 
@@ -189,6 +205,7 @@ CHANNEL_CRITERIA: dict[str, type[ChannelCriterion]] = {
         GroupSaliency,
         DepGraphNorm,
         ChannelMagnitude,
+        ChannelSquares,
         BatchNormScale,
         ChannelTaylor,
         GateTaylor,

@@ -43,6 +43,20 @@ class Magnitude(Criterion):
 
 
 @dataclass(frozen=True)
+class Squared(Criterion):
+    """w^2: for single weights the order of |w|, for larger units that of their L2 norms. Keeping the best is the Euclidean
+    projection onto weights with so many units.
+
+    Example:
+        >>> Squared().score(torch.tensor([-2.0, 0.5]), None)
+        tensor([4.0000, 0.2500])
+    """
+
+    def score(self, weight: Tensor, memory: Tensor | None) -> Tensor:
+        return _wide(weight).square()
+
+
+@dataclass(frozen=True)
 class WeightGradient(Criterion):
     """|w dL/dw|, first-order Taylor (Molchanov et al. 2019; SNIP), averaged over steps with momentum ``decay``."""
 
@@ -92,6 +106,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 CRITERIA: dict[str, type[Criterion]] = {
     "magnitude": Magnitude,
+    "squared": Squared,
     "weight-gradient": WeightGradient,
     "movement": Movement,
     "random": Random,

@@ -26,6 +26,13 @@ def broadcast(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
         dist.broadcast(tensor, src=dist.get_global_rank(group, 0), group=group)
 
 
+def average(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
+    """Overwrite ``tensor`` with the mean over the ranks; does nothing without a group."""
+    if group is not None:
+        dist.all_reduce(tensor, group=group)
+        tensor /= dist.get_world_size(group)
+
+
 @torch.no_grad()
 def check_equal(tensors: Iterable[Tensor], group: dist.ProcessGroup | None, what: str) -> None:
     """Raise on every rank if the ranks of ``group`` hold different tensors; the message names them.

@@ -25,6 +25,15 @@ def local_drops(sparsity: float, units: Sequence[int]) -> list[int]:
     return [min(round_half_up(sparsity * count), count - 1) for count in units]
 
 
+def share_drops(part: float, shares: Sequence[float], units: Sequence[int]) -> list[int]:
+    """A share of its own for every layer, of which ``part`` is in force. A layer never loses its last unit.
+
+    >>> share_drops(1.0, [0.95, 0.5], [1000, 400])
+    [950, 200]
+    """
+    return [min(round_half_up(part * share * count), count - 1) for share, count in zip(shares, units, strict=True)]
+
+
 def global_drop(sparsity: float, units: Sequence[int]) -> int:
     """One number for all layers together; at least one unit a layer stays."""
     total = sum(units)

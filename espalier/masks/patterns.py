@@ -1,7 +1,8 @@
-"""What is zeroed as one: single weights, N:M groups, kernels, filters or blocks.
+"""What is zeroed as one: single weights, N:M groups, kernels, filters, input channels, columns, blocks or shapes in a kernel.
 
-A pattern divides a weight into *units* of equal size. It turns scores of weights into scores of units, and a choice of
-units back into a mask of weights.
+A pattern divides a weight into *units* of equal size. It turns scores of weights into scores of units (their sum), and a
+choice of units back into a mask of weights. With squared weights as scores the units with the highest ones are those that
+the Euclidean projection keeps.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -152,6 +155,77 @@ class Filter(Pattern):
 
 
 @dataclass(frozen=True)
+class InputChannel(Pattern):
+    """All weights that read one input channel, as zeros; nothing changes shape.
+
+    Example:
+        >>> InputChannel().units((16, 8, 3, 3)), InputChannel().unit_size((16, 8, 3, 3))
+        (8, 144)
+    """
+
+    def unit_size(self, shape: Shape) -> int:
+        return math.prod(shape) // shape[1]
+
+    def reduce(self, scores: Tensor) -> Tensor:
+        return scores.flatten(2).sum((0, 2)) if scores.dim() > 2 else scores.sum(0)
+
+    def expand(self, keep: Tensor, mask: Tensor) -> None:
+        mask.copy_(keep.view(1, -1, *[1] * (mask.dim() - 2)).expand(mask.shape))
+
+
+@dataclass(frozen=True)
+class Column(Pattern):
+    """Columns of the weight seen as a matrix (output channels x everything else): one input at one place of the kernel.
+
+    Example:
+        >>> Column().units((16, 8, 3, 3)), Column().unit_size((16, 8, 3, 3))
+        (72, 16)
+    """
+
+    def unit_size(self, shape: Shape) -> int:
+        return shape[0]
+
+    def reduce(self, scores: Tensor) -> Tensor:
+        return scores.flatten(1).sum(0)
+
+    def expand(self, keep: Tensor, mask: Tensor) -> None:
+        mask.copy_(keep.view(1, *mask.shape[1:]).expand(mask.shape))
+
+
+@dataclass(frozen=True)
+class KernelShape(Pattern):
+    """Five live weights in every 3 x 3 kernel, in the best of 13 shapes: "pattern" pruning, of which code generators make use.
+
+    The shapes are ours: all pentominoes that hold the centre, reach every side of the kernel and have a symmetry of their
+    own (+ once; T, W and Z in four positions each). The set stays the same when the kernel is turned or mirrored.
+
+    Example:
+        >>> KernelShape().fixed_sparsity == 4 / 9, len(kernel_shapes())
+        (True, 13)
+    """
+
+    def check(self, name: str, shape: Shape) -> None:
+        if tuple(shape[2:]) != (3, 3):
+            raise EspalierError(f"{name} has no 3 x 3 kernels (its shape is {list(shape)}): exclude it from this pattern.")
+
+    @property
+    def fixed_sparsity(self) -> float | None:
+        return 4 / 9
+
+    def unit_size(self, shape: Shape) -> int:
+        return 1
+
+    def reduce(self, scores: Tensor) -> Tensor:
+        """Rank inside each kernel: the weights of its best shape score 1, the others 0."""
+        shapes = torch.tensor(kernel_shapes(), dtype=scores.dtype, device=scores.device)
+        best = (scores.reshape(-1, 9) @ shapes.T).argmax(1)
+        return shapes[best].reshape(-1)
+
+    def expand(self, keep: Tensor, mask: Tensor) -> None:
+        mask.copy_(keep.view(mask.shape))
+
+
+@dataclass(frozen=True)
 class Block(Pattern):
     """``rows`` x ``columns`` blocks of the weight seen as a matrix (output channels x everything else).
 
@@ -186,6 +260,34 @@ class Block(Pattern):
         mask.copy_(blocks.reshape(mask.shape))
 
 
+@cache
+def kernel_shapes() -> tuple[tuple[int, ...], ...]:
+    """The shapes of ``KernelShape``, each as nine ones and zeros, row by row."""
+    chosen = []
+    for others in combinations([cell for cell in range(9) if cell != 4], 4):
+        cells = frozenset({4, *others})
+        turned = [cells]
+        for _ in range(3):
+            turned.append(frozenset(3 * (c % 3) + 2 - c // 3 for c in turned[-1]))
+        mirrored = [frozenset(3 * (c // 3) + 2 - c % 3 for c in shape) for shape in turned]
+        spans = {c // 3 for c in cells} == {c % 3 for c in cells} == {0, 1, 2}
+        if spans and _connected(cells) and (turned + mirrored).count(cells) > 1:
+            chosen.append(tuple(int(c in cells) for c in range(9)))
+    return tuple(chosen)
+
+
+def _connected(cells: frozenset[int]) -> bool:
+    """Whether one can walk from the centre to every cell without leaving them, side by side."""
+    reached, edge = {4}, [4]
+    while edge:
+        row, column = divmod(edge.pop(), 3)
+        for other in cells - reached:
+            if abs(other // 3 - row) + abs(other % 3 - column) == 1:
+                reached.add(other)
+                edge.append(other)
+    return reached == cells
+
+
 def in_memory_order(tensor: Tensor) -> Tensor:
     """The same storage with dimensions sorted by stride, so that flattening copies nothing (channels-last)."""
     strides = tensor.stride()
@@ -193,4 +295,13 @@ def in_memory_order(tensor: Tensor) -> Tensor:
     return tensor.permute(order)
 
 
-PATTERNS: dict[str, type[Pattern]] = {"weight": Weight, "n:m": NM, "kernel": Kernel, "filter": Filter, "block": Block}
+PATTERNS: dict[str, type[Pattern]] = {
+    "weight": Weight,
+    "n:m": NM,
+    "kernel": Kernel,
+    "kernel-shape": KernelShape,
+    "filter": Filter,
+    "input-channel": InputChannel,
+    "column": Column,
+    "block": Block,
+}

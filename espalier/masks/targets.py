@@ -1,8 +1,8 @@
-"""Which weights are pruned: every convolution by default, or what ``include`` and ``exclude`` name."""
+"""Which weights are pruned: every convolution by default, what ``include`` and ``exclude`` name, or what has a ratio."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -46,6 +46,29 @@ def select_weights(
     if not chosen:
         raise EspalierError(f"No weight is selected for pruning ({hint}).")
     return {name: p for name, p in candidates.items() if name in chosen}
+
+
+def select_ratios(model: nn.Module, ratios: Mapping[str, float], exclude: Sequence[Entry] = ()) -> dict[str, float]:
+    """Name of weight -> share to prune, for every weight that a pattern names; of several patterns the last one counts.
+
+    Weights with a share of 0 stay dense and are left out.
+
+    Raises:
+        EspalierError: for a pattern that matches nothing, and if nothing is left.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> select_ratios(model, {"Linear": 0.9, "1": 0.5})
+        {'0.weight': 0.9, '1.weight': 0.5}
+    """
+    shares: dict[str, float] = {}
+    for pattern, ratio in ratios.items():
+        shares |= dict.fromkeys(select_weights(model, [pattern]), float(ratio))
+    chosen = select_weights(model, list(ratios), exclude)
+    found = {name: shares[name] for name in chosen if shares[name]}
+    if not found:
+        raise EspalierError("No weight is selected for pruning (every ratio is 0).")
+    return found
 
 
 def _places(model: nn.Module) -> dict[str, list[Place]]:

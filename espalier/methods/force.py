@@ -2,7 +2,8 @@
 
 Verdenius, Stol, Forré: "Pruning via Iterative Ranking of Sensitivity Statistics", 2020, arXiv 2006.00896 (iterative SNIP);
 de Jorge, Sanyal, Behl, Torr, Rogez, Dokania: "Progressive Skeletonization: Trimming More Fat from a Network at Initialization",
-ICLR 2021, arXiv 2006.09081 (FORCE). Channels in place of weights, as in the comparison of EPI's paper.
+ICLR 2021, arXiv 2006.09081 (FORCE). Channels in place of weights, as in the comparison of EPI's paper; for weights there is
+``es.SNIP(rounds=..., returns=True)``.
 
 Before the first step, in n rounds. A gate of 1 on channel c has the gradient
 

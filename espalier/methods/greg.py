@@ -67,6 +67,10 @@ class GReg(Structured):
         if not numbers or not 0 <= self.pick_ceiling <= self.ceiling:
             raise EspalierError("pick_ceiling and ceiling are strengths of at least 0, ceiling the higher one.")
 
+    @property
+    def stages(self) -> tuple[float, ...]:
+        return (self.at,)
+
     def begin(self, site: Site) -> GRegRun:
         return GRegRun(self, site, indicator=None, latest=self.at)
 

@@ -45,6 +45,7 @@ from espalier.criteria.slices import parameters, slice_sums, weights
 from espalier.errors import EspalierError
 from espalier.graph import Group
 from espalier.indicators import Indicator, JaccardStability, check_indicator, has_levelled_off
+from espalier.inputs import Call
 from espalier.methods.frame.base import Gradients, Site
 from espalier.methods.frame.pull import Pull
 from espalier.methods.frame.shrinking import StructuredRun
@@ -66,17 +67,18 @@ class OCSP(Structured):
         lambda_start: the paper's first lambda.
         lambda_step: and what each check adds to it.
         penalty: "shrink" acts on the weights after the step, as the paper's code does; "gradient" adds lambda w / ||w_channel||
-            to the gradients, the derivative of the group norm that the paper writes; times 1 - momentum, since momentum
-            repeats a steady pull.
+            to the gradients, the derivative of the group norm that the paper writes; times 1 - momentum, since SGD's momentum
+            repeats a steady pull. Adam averages gradients, so that its betas repeat nothing, but divides them by their usual
+            size: the pull then has another strength than ``exposure`` says, and "shrink" is the better choice.
         start: share of the training at which sparsity learning starts; None: when the similarity has levelled off.
         latest: share of the training after which the cut is made in any case (110 of 300 epochs in the paper).
         indicator: when the selection counts as stable.
         progressive: let channels leave as soon as they have been selected throughout and have faded, in at most that many cuts
             before the last one; 0 makes one cut.
-        faded: a channel has faded when shrinking has brought what it contributes (its scale times its consumers) to this
-            share.
+        faded: a channel has faded when what it contributes (its scale times its consumers) is down to this share: by the
+            exposure so far where weights are shrunk, by the measured norm of the channel under the gradient penalty.
         cost_weighting: multiply scores by 1 - softmax of the MACs that a channel costs: "mean" divides these by their mean,
-            "paper" by a million (of a pass with the example inputs: give one item).
+            "paper" by a million (MACs of one item, whatever the batch of the example inputs).
 
     The other arguments are those of ``Structured``; ``max_ratio`` is 0.75, as in the paper.
 
@@ -141,6 +143,7 @@ class OCSPRun(StructuredRun):
         self._exposed_then = 0.0  # at the last look
         self._rate = 0.0
         self.fading = torch.zeros(self.layout.total)  # exposure of each channel since it was last among those that stay
+        self._whole = torch.zeros(self.layout.total)  # norm that it had then, where fading is measured
         super().start()
 
     # -- selection ---------------------------------------------------------------------------------------------------
@@ -151,13 +154,14 @@ class OCSPRun(StructuredRun):
             return scores
         costs = channel_costs(self.graph)
         macs = torch.tensor([costs[group].macs for group in self.layout.groups], dtype=torch.float64)
+        macs /= max(1, Call.of(self.site.example_inputs).batch)
         shares = torch.softmax(macs / (macs.mean() if self.method.cost_weighting == "mean" else COUNTED), 0)
         return scores * (1 - shares).repeat_interleave(torch.tensor(self.layout.sizes)).to(scores)
 
     def selected(self) -> None:
         """Decide whether sparsity learning is on, and aim at the channels that are to go."""
         leaving = self._leaving()
-        self.fading = torch.where(leaving, self.fading + (self.exposed - self._exposed_then), 0.0)
+        self.fading = torch.where(leaving, self._faded_by_now(leaving), 0.0)
         self._exposed_then = self.exposed
         self._rate = float(self.site.optimizers[0].param_groups[0]["lr"])
         if self.began is None and self._starts_now():
@@ -166,6 +170,24 @@ class OCSPRun(StructuredRun):
             self.lambda_ += self.method.lambda_step
             self._grown = self._step
         self._aim(leaving)
+
+    def _faded_by_now(self, leaving: Tensor) -> Tensor:
+        """How far each channel is down, as a logarithm, (total,)."""
+        if not self._measured:
+            return self.fading + (self.exposed - self._exposed_then)
+        norms = self._norms().cpu()
+        under_way = leaving & (self._whole > 0) & (self.began is not None)
+        self._whole = torch.where(under_way, self._whole, norms)
+        return (self._whole.clamp(min=1e-12) / norms.clamp(min=1e-12)).log().clamp(min=0)
+
+    @property
+    def _measured(self) -> bool:
+        """A pull of constant strength is no exponential decay, and gradients may hold against it."""
+        return self.method.penalty == "gradient" and self.method.progressive > 0
+
+    def _norms(self) -> Tensor:
+        places = self.pull.places
+        return places.gather(slice_sums(parameters(self.site.model), places.keys, 2.0)).sqrt()
 
     def _aim(self, leaving: Tensor) -> None:
         self._target = leaving.float().to(self._observed.device)
@@ -189,9 +211,7 @@ class OCSPRun(StructuredRun):
     def every_step(self, gradients: Gradients) -> None:
         if self.method.penalty == "gradient" and self.began is not None and self._rate_now():
             amount = self._amount(self.site.clock.step + 1)
-            places = self.pull.places
-            norms = places.gather(slice_sums(parameters(self.site.model), places.keys, 2.0)).sqrt().clamp(min=1e-12)
-            self.pull.renew(self._target / norms)
+            self.pull.renew(self._target / self._norms().clamp(min=1e-12))
             group = self.site.optimizers[0].param_groups[0]
             lasting = 1 - group.get("momentum", 0)  # SGD's momentum adds a steady pull up to 1 / (1 - momentum) of it
             self.pull.penalise(gradients, lasting * amount / self._rate_now())
@@ -252,13 +272,16 @@ class OCSPRun(StructuredRun):
         return present - then >= (present - last) / (self.method.progressive - len(self.made) + 1) > 0
 
     def narrowed(self, keep: Mapping[Group, Tensor]) -> None:
-        parts = self.layout.split(self.fading)
-        self.fading = torch.cat([parts[group][keep[group]] if group in keep else parts[group] for group in self.layout.groups])
+        self.fading, self._whole = (self._kept(row, keep) for row in (self.fading, self._whole))
+
+    def _kept(self, row: Tensor, keep: Mapping[Group, Tensor]) -> Tensor:
+        parts = self.layout.split(row)
+        return torch.cat([parts[group][keep[group]] if group in keep else parts[group] for group in self.layout.groups])
 
     def _lay_out(self) -> None:
         super()._lay_out()
         if len(getattr(self, "fading", ())) != self.layout.total:  # somebody else has cut the model
-            self.fading = torch.zeros(self.layout.total)
+            self.fading, self._whole = torch.zeros(self.layout.total), torch.zeros(self.layout.total)
         self.pull = Pull(self.site.model, weights(self.site.model, self.layout).to(self._observed.device))
 
     # -- resuming ----------------------------------------------------------------------------------------------------
@@ -271,9 +294,13 @@ class OCSPRun(StructuredRun):
             "exposed": float(self.exposed),
             "exposed_then": float(self._exposed_then),
             "rate": self._rate,
-            "fading": {group.name: part.clone() for group, part in self.layout.split(self.fading).items() if self.searching},
+            "fading": self._by_name(self.fading),
+            "whole": self._by_name(self._whole) if self._measured else {},
         }
         return super().state_dict() | {"ocsp": own}
+
+    def _by_name(self, row: Tensor) -> dict[str, Tensor]:
+        return {group.name: part.clone() for group, part in self.layout.split(row).items() if self.searching}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
@@ -282,4 +309,6 @@ class OCSPRun(StructuredRun):
         self._grown, self._exposed_then, self._rate = own["grown"], own["exposed_then"], own["rate"]
         if self.searching:
             self.fading = torch.cat([own["fading"][group.name].cpu() for group in self.layout.groups])
+            if self._measured and own.get("whole"):
+                self._whole = torch.cat([own["whole"][group.name].cpu() for group in self.layout.groups])
             self._aim(self._leaving())

@@ -40,6 +40,10 @@ class PruneAt(Structured):
         if isinstance(self.at, bool) or not isinstance(self.at, int | float) or not 0 <= self.at <= 1:
             raise EspalierError(f"at is a share of the training between 0 and 1; got {self.at!r}.")
 
+    @property
+    def stages(self) -> tuple[float, ...]:
+        return (self.at,)
+
     def begin(self, site: Site) -> PruneAtRun:
         return PruneAtRun(self, site, indicator=None, latest=self.at)
 

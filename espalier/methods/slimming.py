@@ -9,8 +9,8 @@ over the scales gamma of the norms, until the share ``at`` of the training is do
 leave, by one ranking over all layers, and training goes on as fine-tuning. lambda = 1e-4 in the paper (CIFAR).
 
 Departures: sparse training and fine-tuning share one run, so that it is compared with the other methods at equal budget; give a
-learning-rate schedule with restarts for the paper's two stages. Optimizer states survive the cut; widths in multiples that run
-fast (``round_to=1`` for the paper's).
+learning-rate schedule that starts over where ``stages`` says for the paper's two (``restart_lr: true`` in a recipe). Optimizer
+states survive the cut; widths in multiples that run fast (``round_to=1`` for the paper's).
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class NetworkSlimming(Structured):
         super().__post_init__()
         if not (is_number(self.at) and 0 < self.at <= 1 and is_number(self.strength) and self.strength >= 0):
             raise EspalierError("at is a share above 0 and at most 1, strength a number of at least 0.")
+
+    @property
+    def stages(self) -> tuple[float, ...]:
+        return (self.at,)
 
     def begin(self, site: Site) -> ScaleDecayRun:
         return ScaleDecayRun(self, site, indicator=None, latest=self.at, strength=self.strength, planned=True)

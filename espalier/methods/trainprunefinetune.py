@@ -10,10 +10,10 @@ with alpha = 4, I_max and I_min over the channels of its group: the less a chann
 with the lowest scores (sum of squares averaged over the group's layers, divided by the group's mean) leave, and fine-tuning
 follows.
 
-Departures: the stages share one budget of steps, so that it is compared at equal cost (a learning-rate schedule with restarts
-gives each its own); I_c is renewed at every check, not at every step; one cut in place of up to 400 small ones; optimizer
-states survive it; widths in multiples that run fast (``round_to=1`` for the paper's). strength is 5e-4 in the reproduction
-scripts, 1e-4 in the library.
+Departures: the stages share one budget of steps, so that it is compared at equal cost; they share one learning-rate schedule
+too, unless yours starts over where ``stages`` says (``restart_lr: true`` in a recipe); I_c is renewed at every check, not at
+every step; one cut in place of up to 400 small ones; optimizer states survive it; widths in multiples that run fast
+(``round_to=1`` for the paper's). strength is 5e-4 in the reproduction scripts, 1e-4 in the library.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class TrainPruneFinetune(Structured):
             value = getattr(self, name)
             if not is_number(value) or not value >= 0:
                 raise EspalierError(f"{name} is a number of at least 0; got {value!r}.")
+
+    @property
+    def stages(self) -> tuple[float, ...]:
+        return self.learn_from, self.at
 
     def begin(self, site: Site) -> TrainPruneFinetuneRun:
         return TrainPruneFinetuneRun(self, site, indicator=None, latest=self.at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -143,7 +144,8 @@ class Pruner:
         """Numbers for your own logger: sparsity, sparsity_all, sparsity_target, step, progress.
 
         For methods that cut also keep_macs and keep_params (shares that are left) and, once there is one, stability (the newest
-        score of the indicator).
+        score of the indicator). For methods with multipliers also rounds (how many there were) and, after the first, gap (the
+        norm of W - Z) and step_size.
         """
         zeros = sum(layer.zeros for layer in self.layers())
         shrinkage, more = self.run.shrinkage(), {}
@@ -151,13 +153,40 @@ class Pruner:
             more = {"keep_macs": shrinkage.keep_macs, "keep_params": shrinkage.keep_params}
             scores = [check.score for check in shrinkage.checks if check.score is not None]
             more |= {"stability": scores[-1]} if scores else {}
-        return more | {
-            "sparsity": self.sparsity,
-            "sparsity_all": zeros / sum(p.numel() for p in self.model.parameters()),
-            "sparsity_target": self.run.target,
-            "step": self.step,
-            "progress": self.progress,
-        }
+        return (
+            more
+            | self.run.numbers()
+            | {
+                "sparsity": self.sparsity,
+                "sparsity_all": zeros / sum(p.numel() for p in self.model.parameters()),
+                "sparsity_target": self.run.target,
+                "step": self.step,
+                "progress": self.progress,
+            }
+        )
+
+    def observe(self, loss: Tensor) -> None:
+        """Report the training loss of a batch, for ``es.SLR(conditions="mean")``; other methods have no use for it."""
+        self.run.observe(loss)
+
+    def projected(self) -> AbstractContextManager[None]:
+        """A look ahead: inside, the model has the weights that hard pruning would leave it now; afterwards its own again.
+
+        For ``es.SLR`` and ``es.ADMM`` until they prune; other models stay as they are. Distributed: use it on all ranks, and
+        never between a forward pass and its backward. Batch norm keeps the statistics of the live weights.
+
+        Example:
+            >>> import torch, espalier as es
+            >>> model = torch.nn.Conv2d(1, 2, 3)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> pruner = es.Pruner(model, optimizer, es.ADMM(sparsity=0.5), total_steps=10)
+            >>> with pruner.projected():
+            ...     int((model.weight == 0).sum())
+            9
+            >>> int((model.weight == 0).sum())
+            0
+        """
+        return self.run.projected()
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
@@ -189,6 +218,7 @@ class Pruner:
             sparsity_all=float(stats["sparsity_all"]),
             layers=tuple(self.layers()),
             shrinkage=self.run.shrinkage(),
+            rounds=self.run.rounds(),
         )
         self.detach()
         return self._report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from espalier.masks import LayerSparsity
-from espalier.methods import Shrinkage
+from espalier.methods import Round, Shrinkage
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Report:
         sparsity_all: share of all parameters (biases, norms and unselected layers included) that is zero.
         layers: the selected weights, one by one.
         shrinkage: what was cut, for methods that cut.
+        rounds: the moves of the multipliers, for methods that have some.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Report:
     sparsity_all: float
     layers: tuple[LayerSparsity, ...]
     shrinkage: Shrinkage | None = None
+    rounds: tuple[Round, ...] = ()
 
     def summary(self) -> str:
         """A line for the whole and a line for each layer, or what was cut."""

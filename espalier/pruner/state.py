@@ -87,9 +87,52 @@ def check_same_training(saved: Mapping[str, Any], method: str, total_steps: int)
     if not isinstance(saved, Mapping) or saved.get("version") != VERSION:
         raise EspalierError("This is no state of a Pruner, or one of another version of espalier.")
     if saved["method"] != method:
-        raise EspalierError(f"The state belongs to {saved['method']}, but this Pruner has {method}: build it with the same.")
+        there, here = differing(str(saved["method"]), method)
+        raise EspalierError(f"The state belongs to {there}, but this Pruner has {here}: build it with the same.")
     if saved["total_steps"] != total_steps:
         raise EspalierError(
             f"The state belongs to a training of {saved['total_steps']} steps, but this Pruner has total_steps={total_steps}: "
             f"build it with the same."
         )
+
+
+def differing(one: str, other: str) -> tuple[str, str]:
+    """Two methods as ``repr`` writes them, cut down to what tells them apart.
+
+    Example:
+        >>> differing("AGP(sparsity=0.9, begin=0.1, include=['a', 'b'])", "AGP(sparsity=0.8, begin=0.1, include=['a', 'b'])")
+        ('AGP(sparsity=0.9)', 'AGP(sparsity=0.8)')
+        >>> differing("AGP(sparsity=0.9)", "OCP(sparsity=0.9)")
+        ('AGP', 'OCP')
+    """
+    (name, mine), (other_name, others) = _arguments(one), _arguments(other)
+    if name != other_name:
+        return name, other_name
+    keys = [key for key in {**mine, **others} if mine.get(key) != others.get(key)]
+    if not keys:
+        return one, other
+
+    def words(arguments: Mapping[str, str]) -> str:
+        said = ", ".join(f"{key}={arguments[key]}" for key in keys if key in arguments)
+        return f"{name}({said})" if said else f"{name} without {', '.join(keys)}"
+
+    return words(mine), words(others)
+
+
+def _arguments(text: str) -> tuple[str, dict[str, str]]:
+    """Name and arguments in the ``repr`` of a dataclass; commas inside brackets and quotes divide nothing."""
+    name, _, inside = text.partition("(")
+    parts, depth, quote = [""], 0, ""
+    for letter in inside.removesuffix(")"):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    pairs = (part.partition("=") for part in parts)
+    return name, {key.strip(): value for key, _, value in pairs}

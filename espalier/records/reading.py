@@ -16,7 +16,10 @@ from typing import Any
 from espalier.errors import EspalierError
 from espalier.masks import LayerSparsity
 from espalier.records.numbers import BUDGETS, budgets_in
+from espalier.records.rounds import Round
 from espalier.records.shrunk import Shrunk, read_shrunk
+
+SWEEP = "sweep.json"  # in the folder of a sweep: its rows, and the numbers of a paper to show beside them
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,16 @@ class Epoch:
     keep_macs: float | None = None
     keep_params: float | None = None
     stability: float | None = None
+    val_acc_projected: float | None = None
+    gap: float | None = None
+    step_size: float | None = None
     seconds: float | None = None
     images_per_second: float | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. Only a finished run has `test_acc`, `layers` and, if its method cuts channels, `shrunk`.
+    """One run folder. Only a finished run has `test_acc`, `layers`, `rounds` of multipliers and, if its method cuts, `shrunk`.
 
     `budget` is what such a method was given, () for others; `failure` is why a run ended early, if it said so.
     """
@@ -65,6 +71,7 @@ class Run:
     sparsity_all: float | None = None
     params: int | None = None
     shrunk: Shrunk | None = None
+    rounds: tuple[Round, ...] = ()
     seconds: float | None = None
     failure: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -133,6 +140,7 @@ def read_run(folder: str | Path) -> Run:
             sparsity_all=_number(result.get("sparsity_all")),
             params=result.get("params"),
             shrunk=read_shrunk(result),
+            rounds=tuple(map(Round.from_plain, result.get("rounds", ()))),
             seconds=_number(result.get("seconds")),
             failure=None if result else _read_json(folder / "failed.json").get("error"),
             settings=settings,
@@ -179,13 +187,19 @@ def _read_settings(path: Path) -> dict[str, object]:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EspalierError(f"{str(path)!r} cannot be read as YAML ({' '.join(str(error).split())}).") from None
-    return dict(_flatten(raw)) if isinstance(raw, dict) else {}
+    return dict(flatten(raw)) if isinstance(raw, dict) else {}
 
 
-def _flatten(section: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+def flatten(section: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    """Settings with dotted keys.
+
+    Example:
+        >>> dict(flatten({"train": {"epochs": 3}, "seed": 0}))
+        {'train.epochs': 3, 'seed': 0}
+    """
     for key, value in section.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

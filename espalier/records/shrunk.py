@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from espalier.records.norms import NormHistogram, took_nothing
+from espalier.records.shares import Shares
+
 
 @dataclass(frozen=True)
 class CutMade:
-    """One physical cut after so many steps, or epochs; MACs and parameters are what it left."""
+    """One physical cut after so many steps, or epochs; MACs and parameters are what it left, norms those just before."""
 
     step: int
     epoch: float
     reason: str
     macs: int
     params: int
+    norms: NormHistogram | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Shrunk:
+class Shrunk(Shares):
     """From dense to small.
 
     Attributes:
@@ -55,14 +59,10 @@ class Shrunk:
     threads: int | None = None
 
     @property
-    def keep_macs(self) -> float:
-        """Share of the MACs that is left."""
-        return self.macs / self.dense_macs
-
-    @property
-    def keep_params(self) -> float:
-        """Share of the parameters that is left."""
-        return self.params / self.dense_params
+    def last_cut(self) -> CutMade | None:
+        """The last cut that removed channels."""
+        real = [cut for cut in self.cuts if not took_nothing(cut.norms)]
+        return next(reversed(real or self.cuts), None)
 
 
 def read_shrunk(result: Mapping[str, Any]) -> Shrunk | None:
@@ -80,14 +80,22 @@ def read_shrunk(result: Mapping[str, Any]) -> Shrunk | None:
         dense_params=int(result["dense_params"]),
         params=int(result["params"]),
         widths={str(name): (int(before), int(now)) for name, (before, now) in result["widths"].items()},
-        cuts=tuple(
-            CutMade(int(x["step"]), float(x["epoch"]), str(x["reason"]), int(x["macs"]), int(x["params"]))
-            for x in result["cuts"]
-        ),
+        cuts=tuple(map(_cut, result["cuts"])),
         checks=tuple((int(step), similarity, score) for step, similarity, score in result["checks"]),
         speeds=tuple(
             Speed(int(x["batch"]), *(float(x[key]) for key in ("seconds", "dense_seconds", "speedup", "low", "high")))
             for x in latency.get("rows", ())
         ),
         threads=latency.get("threads"),
+    )
+
+
+def _cut(said: Mapping[str, Any]) -> CutMade:
+    return CutMade(
+        step=int(said["step"]),
+        epoch=float(said["epoch"]),
+        reason=str(said["reason"]),
+        macs=int(said["macs"]),
+        params=int(said["params"]),
+        norms=NormHistogram.from_content(said.get("norms")),
     )

@@ -148,22 +148,34 @@ def _row(variant: str, runs: Sequence[Run]) -> Row:
     )
 
 
-def _split_variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by the settings in which they differ, apart from the seed, as `key=value` text; '' where they do not."""
-    own = [{key: value for key, value in run.settings.items() if not _incidental(key)} for run in runs]
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The settings in which runs differ and that matter to what is learned, apart from the seed; dotted keys, sorted."""
+    own = [{key: value for key, value in run.settings.items() if not _incidental(key, run)} for run in runs]
     keys = sorted({key for settings in own for key in settings})
-    differing = [key for key in keys if len({repr(settings.get(key)) for settings in own}) > 1]
-    variants: dict[str, list[Run]] = defaultdict(list)
-    for run, settings in zip(runs, own, strict=True):
-        label = ", ".join(f"{key.rpartition('.')[2]}={settings[key]}" for key in differing if key in settings)
-        variants[label].append(run)
-    return dict(sorted(variants.items(), key=lambda item: _natural(item[0])))
+    return [key for key in keys if len({repr(settings.get(key)) for settings in own}) > 1]
 
 
-def _natural(text: str) -> list[tuple[float, str]]:
-    """A key that sorts numbers in a text by their size."""
+def natural(text: str) -> list[tuple[float, str]]:
+    """A key that sorts numbers in a text by their size.
+
+    Example:
+        >>> sorted(["conv10", "conv9"], key=natural)
+        ['conv9', 'conv10']
+    """
     return [(float(part), "") if number % 2 else (-1.0, part) for number, part in enumerate(re.split(r"(\d+(?:\.\d+)?)", text))]
 
 
-def _incidental(key: str) -> bool:
+def _split_variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by the settings in which they differ, apart from the seed, as `key=value` text; '' where they do not."""
+    keys = differing(runs)
+    variants: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        label = ", ".join(f"{key.rpartition('.')[2]}={run.settings[key]}" for key in keys if key in run.settings)
+        variants[label].append(run)
+    return dict(sorted(variants.items(), key=lambda item: natural(item[0])))
+
+
+def _incidental(key: str, run: Run) -> bool:
+    if key == "pruning.masks":  # every seed has its own; where a kind is told, that says which they are
+        return bool(run.settings.get("pruning.kind"))
     return key in _INCIDENTAL or any(key.startswith(f"train.{name}") for name in _INCIDENTAL_TRAIN)

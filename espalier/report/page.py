@@ -83,8 +83,9 @@ def save_plots(runs: Sequence[Path], folder: Path, kinds: Sequence[str] = KINDS)
         runs: run folders, or folders that contain some.
         folder: where to; files are named `<kind>.svg`, or `<kind>-<n>.svg` where a kind has several charts, after
             model and data where there is more than one setting.
-        kinds: which plots, of "sparsity", "budget", "training", "schedules" and "layers", and for methods that cut
-            "tradeoff", "stability", "macs", "speed", "norms" and "widths".
+        kinds: which plots, of "sparsity", "budget", "training", "schedules" and "layers", for methods with multipliers
+            "projected", "gap", "layergap" and "multipliers", and for methods that cut "tradeoff", "stability", "macs",
+            "speed", "norms" and "widths".
 
     Returns:
         The files, plots without data left out.

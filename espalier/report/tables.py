@@ -110,7 +110,7 @@ def _cut_row(line: TableRow, dense_seconds: float | None) -> CutRow:
 
 def cut_words(row: Row) -> str:
     """After which epoch the (last) cut came, on average, and why."""
-    last = [shrunk.cuts[-1] for shrunk in row.shrunk if shrunk.cuts]
+    last = [cut for shrunk in row.shrunk if (cut := shrunk.last_cut) is not None]
     if not last:
         return numbers.NOTHING
     return f"{mean(cut.epoch for cut in last):.3g} ({', '.join(dict.fromkeys(cut.reason for cut in last))})"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -29,8 +31,24 @@ def _rank(rank: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=patience)
     try:
         torch.save(work(rank, *args), Path(folder) / f"{rank}.pt")
+        _wait_for(Path(folder) / f"{1 - rank}.pt")
     finally:
         dist.destroy_process_group()
+    # DistributedDataParallel keeps the group, and so gloo's threads, beyond that (torch 2.13): on a busy machine such a thread
+    # can meet the interpreter while it shuts down, and abort. All is written, so leave without shutting down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _wait_for(file: Path, patience: float = 10.0) -> None:
+    """Until the other rank has its result, so that neither leaves while the other still reads from it.
+
+    Not a barrier: where a check has failed on one rank, the other hangs in a collective until this one leaves.
+    """
+    end = time.monotonic() + patience
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def failures(rank: int, checks: Mapping[str, Callable[[int], None]]) -> dict[str, str]:

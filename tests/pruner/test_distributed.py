@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import espalier as es
 from tests.helpers.ranks import in_two_ranks
-from tests.pruner.conftest import SmallNet, batch
+from tests.pruner.conftest import DATA, SmallNet, batch
 from tests.pruner.test_contract import METHODS
 
 STEPS = 6
@@ -21,7 +21,7 @@ def train_all(rank):
         net = SmallNet()
         model = DistributedDataParallel(net)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-        pruner = es.Pruner(model, optimizer, method, total_steps=STEPS, process_group=dist.group.WORLD)
+        pruner = es.Pruner(model, optimizer, method, total_steps=STEPS, process_group=dist.group.WORLD, **DATA)
         for step in range(STEPS):
             x, y = batch(2 * step + rank)
             nn.functional.cross_entropy(model(x), y).backward()

@@ -18,6 +18,7 @@ SCHEDULES = {
     "agp": lambda t: 0.0 if t < 0.2 else 1 - (1 - (t - 0.2) / 0.8) ** 3,
     "ocp": lambda t: (1 + math.exp(-9)) / (1 + math.exp(-14 * t + 5)),
 }
+NORMS = {"edges": [0.25, 0.5, 1.0, 2.0], "kept": [0, 2, 30, 25, 1], "removed": [40, 12, 3, 0, 0]}
 FINAL = {"dense": 0.975, "one-shot": 0.93, "iterative": 0.936, "agp": 0.949, "ocp": 0.956}
 
 
@@ -92,6 +93,37 @@ def write_run(
     return folder
 
 
+def write_split_run(root: Path, method: str = "slr", sparsity: float = 0.9, *, prune_after: int = 6, **more: Any) -> Path:
+    """Write the folder of a run with two rounds of multipliers in an epoch, and hard pruning after so many epochs."""
+    folder = write_run(root, method, sparsity, **more)
+    lines = []
+    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        epoch = row["epoch"]
+        row |= {"rounds": 2 * epoch, "gap": 8 / min(epoch, prune_after), "step_size": 0.01 * epoch}
+        row |= {"val_acc_projected": row["val_acc"] * epoch / prune_after} if epoch < prune_after else {}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    result = folder / "result.json"
+    if result.exists():
+        told = method == "slr"
+        rounds = [
+            {
+                "step": 11 * n,
+                "gap": 8 / n,
+                "gaps": {"conv1.weight": 4 / n, "bn1.bias": 0.1, "fc.weight": 7 / n},
+                "step_size": 0.01 * n,
+            }
+            | {
+                "alpha": 1 - 0.01 / n if told else None,
+                "held": [n % 2 == 1, True] if told else [],
+                "loss": 1.0 if told else None,
+            }
+            for n in range(1, 2 * prune_after + 1)
+        ]
+        result.write_text(json.dumps(json.loads(result.read_text()) | {"rounds": rounds}))
+    return folder
+
+
 def write_cut_run(
     root: Path,
     method: str = "ocsp",
@@ -103,6 +135,7 @@ def write_cut_run(
     reason: str = "stable",
     stop_after: int | None = None,
     measured: bool = True,
+    with_norms: bool = True,
     groups: Sequence[tuple[str, int]] = GROUPS,
     settings: dict[str, Any] | None = None,
     **more: Any,
@@ -135,6 +168,7 @@ def write_cut_run(
     cuts = [
         {"step": round(22 * when), "epoch": when, "reason": reason if n == len(parts) - 1 else "faded"}
         | {"macs": int(part * dense_macs), "params": int(part**1.5 * dense_params)}
+        | ({"norms": NORMS} if with_norms else {})
         for n, (part, when) in enumerate(zip(parts, cut_after, strict=True))
     ]
     checks = [

@@ -124,9 +124,9 @@ def test_page_fits_and_is_readable(html: str, tmp_path: Path, width: int, dark: 
     assert found["cut"] == []
     assert found["letters"] >= 10
     assert found["plots"][:3] == ["training", "schedules", "layers"]  # of the model that has one run only
-    kinds = {"sparsity", "tradeoff", "budget", "training", "schedules", "layers", "stability", "macs", "speed", "widths"}
-    assert set(found["plots"][3:13]) == kinds
-    assert set(found["plots"][13:]) == {"tradeoff", "training", "stability", "macs", "speed", "widths"}
+    cuts = {"tradeoff", "training", "stability", "macs", "speed", "norms", "widths"}
+    assert set(found["plots"][3:14]) == cuts | {"sparsity", "budget", "schedules", "layers"}
+    assert set(found["plots"][14:]) == cuts
     assert (brightness(found["card"]) < 0.1) == dark
     assert contrast(found["ink"], found["card"]) >= 7
     assert contrast(found["line"], found["card"]) >= 3

@@ -7,13 +7,15 @@ import pytest
 
 from espalier.errors import EspalierError
 from espalier.records import read_run, read_runs
+from espalier.records.norms import NormHistogram
 from espalier.records.summary import summarise
 from espalier.report import markdown_table, save_plots
-from espalier.report.tables import cut_rows
-from tests.report.fabricate import write_comparison, write_cut_run, write_run
+from espalier.report.plots.norms import norms
+from espalier.report.tables import cut_rows, cut_words
+from tests.report.fabricate import NORMS, write_comparison, write_cut_run, write_run
 from tests.report.test_page import kinds, outline, page
 
-CUT_KINDS = ["tradeoff", "training", "stability", "macs", "speed", "widths"]
+CUT_KINDS = ["tradeoff", "training", "stability", "macs", "speed", "norms", "widths"]
 
 
 def test_record_of_a_cut_is_read_whole(tmp_path: Path) -> None:
@@ -125,13 +127,14 @@ def test_page_of_masks_and_cuts_has_both_tables(tmp_path: Path) -> None:
 
 
 def test_cut_without_checks_or_latency_is_no_harm(tmp_path: Path) -> None:
-    folder = write_cut_run(tmp_path, "force", cut_after=(0.0,), reason="start", measured=False)
+    folder = write_cut_run(tmp_path, "force", cut_after=(0.0,), reason="start", measured=False, with_norms=False)
     result = json.loads((folder / "result.json").read_text()) | {"checks": [], "latency": None}
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "metrics.jsonl").unlink()
     html = page(tmp_path)
     assert kinds(html) == ["tradeoff", "widths"]
     assert "Stability and cut: no run has recorded looks" in html
+    assert "Norms of channels at the cut: no finished run has recorded the norms" in html
 
 
 def test_plots_of_cuts_are_saved(tmp_path: Path) -> None:
@@ -139,3 +142,39 @@ def test_plots_of_cuts_are_saved(tmp_path: Path) -> None:
     files = save_plots([tmp_path / "runs"], tmp_path, ["stability", "widths", "tradeoff"])
     assert sorted(path.name for path in files) == ["stability.svg", "tradeoff.svg", "widths.svg"]
     assert 'stroke-dasharray="2 3"' in (tmp_path / "stability.svg").read_text()
+
+
+def test_norms_at_the_cut_are_read_and_drawn(tmp_path: Path) -> None:
+    """Several cuts of a run: what leaves adds up, the last one says what stays; seeds are averaged."""
+    for seed in (0, 1):
+        folder = write_cut_run(tmp_path / "runs", seed=seed, cut_after=(2.0, 3.0))
+    assert [cut.norms for cut in read_run(folder).shrunk.cuts] == [NormHistogram.from_content(NORMS)] * 2
+    (chart,) = norms(summarise(read_runs([tmp_path / "runs"])), {"ocsp": 3}).charts
+    leave, stay = chart.series
+    assert (leave.label, leave.slot, stay.label, stay.slot) == ("leave", 0, "ocsp: stay", 3)
+    assert [point.y for point in leave.points[::2]] == [80, 24, 6, 0, 0]
+    assert [point.y for point in stay.points[::2]] == [0, 2, 30, 25, 1]
+    assert [point.x for point in stay.points] == [0.125, 0.25, 0.25, 0.5, 0.5, 1.0, 1.0, 2.0, 2.0, 4.0]
+    (file,) = save_plots([tmp_path / "runs"], tmp_path, ["norms"])
+    assert "50 % of the MACs, 10 epochs" in file.read_text()
+
+
+def test_a_damaged_histogram_is_refused(tmp_path: Path) -> None:
+    folder = write_cut_run(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    result["cuts"][0]["norms"] = {"edges": [0.5, 1.0], "kept": [1, 2], "removed": [1, 2, 3]}
+    (folder / "result.json").write_text(json.dumps(result))
+    with pytest.raises(EspalierError, match="complete record"):
+        read_run(folder)
+
+
+def test_a_last_cut_of_nothing_is_no_cut_to_the_report(tmp_path: Path) -> None:
+    folder = write_cut_run(tmp_path, cut_after=(2.0, 4.0))
+    result = json.loads((folder / "result.json").read_text())
+    result["cuts"][1]["norms"] = NORMS | {"removed": [0] * 5}
+    (folder / "result.json").write_text(json.dumps(result))
+    (row,) = summarise(read_runs([tmp_path]))
+    assert cut_words(row) == "2 (faded)"
+    html = page(tmp_path)
+    assert "cut after epoch 2 (faded)" in html
+    assert "cut after epoch 4" not in html

@@ -62,6 +62,12 @@ def at(kind=es.PruneAt, /, **kwargs):
     return kind(**{"check_every": 1, "keep_macs": 0.5, **kwargs})
 
 
+def pulled(kind, /, **kwargs):
+    """Settings with rounds after steps 5, 8 and 11, and a cut after step 12."""
+    budget = {} if "prune_channels" in kwargs else {"keep_macs": 0.5}
+    return kind(**{"check_every": 3, "start": 0.1, "hard_prune_at": 0.75, **budget, **kwargs})
+
+
 METHODS: dict[str, Any] = {
     "ocsp": early(start=0.1),
     "ocsp-automatic": early(),
@@ -91,6 +97,9 @@ METHODS: dict[str, Any] = {
     "network-slimming": at(es.NetworkSlimming, strength=1e-2),
     "early-bird": early(es.EarlyBird, window=3),
     "greg": at(es.GReg, pick_at=0.25, at=0.5),
+    "slr-channels": pulled(es.SLRChannels),
+    "slr-channels-whole-group": pulled(es.SLRChannels, prune_channels=0.4, scope="group", norm="layers", hard_prune_at=1.0),
+    "admm-channels": pulled(es.ADMMChannels),
 }
 
 OPTIMIZERS = {

@@ -10,6 +10,7 @@ from espalier.surgery import structure_of
 from tests.structured.nets import METHODS, STEPS, Training, at, batch, early, loss_of, net
 
 RUNS = ["ocsp", "ocsp-progressive", "ocsp-gradient-penalty", "epi-taylor", "prune-at-half", "train-prune-finetune", "greg"]
+RUNS += ["slr-channels", "admm-channels"]
 
 
 def cut_by_hand(training, name="wide", fewer=4):

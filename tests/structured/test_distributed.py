@@ -10,7 +10,7 @@ from espalier.surgery import structure_of
 from tests.helpers.ranks import in_two_ranks
 from tests.structured.nets import METHODS, STEPS, Training, at, batch, early, loss_of, net, quiet
 
-KEYS = ["ocsp", "ocsp-progressive", "epi-taylor", "prune-at-0", "prune-at-random-uniform", "force", "greg"]
+KEYS = ["ocsp", "ocsp-progressive", "epi-taylor", "prune-at-0", "prune-at-random-uniform", "force", "greg", "slr-channels"]
 CASES = [*((key, "group") for key in KEYS), ("ocsp", "batch"), ("epi-taylor", "batch")]
 WHOLE = 8
 

@@ -35,7 +35,9 @@ def transformer(seed=0):
     return Transformer()
 
 
-@pytest.mark.parametrize("key", ["ocsp", "ocsp-progressive", "epi-taylor", "epi-magnitude", "prune-at-half", "greg"])
+@pytest.mark.parametrize(
+    "key", ["ocsp", "ocsp-progressive", "epi-taylor", "epi-magnitude", "prune-at-half", "greg", "slr-channels"]
+)
 def test_attention_is_cut_and_resumed(key):
     reference = Training(METHODS[key], "adamw-fused", model=transformer())
     files = []

@@ -170,8 +170,9 @@ def test_sparsity_learning_starts_when_the_similarity_has_levelled_off():
 
 @pytest.mark.parametrize("kind", ["mean", "paper"])
 def test_cost_weighting_is_the_papers_formula(kind):
-    training = Training(early(cost_weighting=kind))
-    plain = Training(early())
+    item = batch(0)[0][:1]  # the paper's unit is a million MACs of one
+    training = Training(early(cost_weighting=kind), example_inputs=item)
+    plain = Training(early(), example_inputs=item)
     costs = channel_costs(training.run.graph)
     macs = [costs[group].macs for group in training.run.layout.groups]
     unit = sum(macs) / len(macs) if kind == "mean" else 1e6

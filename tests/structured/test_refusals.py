@@ -38,6 +38,11 @@ SETTINGS = {
     "window": (lambda: es.EarlyBird(keep_macs=0.5, window=1), "at least 2; got 1"),
     "at of slimming": (lambda: es.NetworkSlimming(keep_macs=0.5, at="x"), "at is a share above 0"),
     "ceiling": (lambda: es.GReg(keep_macs=0.5, ceiling="x"), "pick_ceiling and ceiling are strengths"),
+    "unknown": (lambda: es.OCSP(keep_mac=0.5), "OCSP has no argument 'keep_mac': did you mean 'keep_macs'"),
+    "of the Pruner": (
+        lambda: es.Force(keep_macs=0.5, batches=3),
+        r"Force has no argument 'batches': give it to es.Pruner\(\.\.\.",
+    ),
     "alpha": (lambda: es.TrainPruneFinetune(keep_macs=0.5, alpha="x"), "alpha is a number"),
 }
 
@@ -85,6 +90,23 @@ def test_the_least_that_is_reachable_is_named():
         Training(es.PruneAt(at=0, keep_macs=0.001, min_channels=4))
     least = float(str(caught.value).split("(")[1].split()[0])
     Training(es.PruneAt(at=0, keep_macs=least + 1e-4, min_channels=4))
+
+
+def test_a_share_out_of_reach_is_refused_in_the_users_words():
+    with pytest.raises(es.EspalierError, match=r"keep_macs=0.001 asks for at most .* give keep_macs of at least ") as caught:
+        Training(es.PruneAt(at=0, keep_macs=0.001, min_channels=4))
+    Training(
+        es.PruneAt(at=0, keep_macs=float(str(caught.value).split("keep_macs of at least ")[1].split(",")[0]), min_channels=4)
+    )
+    with pytest.raises(es.EspalierError, match=r"keep_params=0.001 asks for at most .* parameters"):
+        Training(es.OCSP(keep_params=0.001, keep_macs=0.9))
+    with pytest.raises(es.EspalierError, match="max_params=10 asks for at most 10 parameters"):
+        Training(es.OCSP(keep_params=0.9, max_params=10))
+
+
+def test_batches_that_are_a_number():
+    with pytest.raises(es.EspalierError, match=r"batches must be data that can be read anew.*; got 3"):
+        Training(at(es.Force), batches=3)
 
 
 def prune(model, method, **kwargs):
@@ -197,8 +219,17 @@ def test_scores_that_are_not_finite_are_refused_in_the_midst_of_training():
 
 def test_a_state_of_another_method_is_refused():
     file = Training(early(start=0.1)).train(0, 1).saved()
-    with pytest.raises(es.EspalierError, match="The state belongs to OCSP"):
+    with pytest.raises(es.EspalierError, match="The state belongs to OCSP, but this Pruner has EPI: "):
         Training(early(es.EPI)).load(file)
+    with pytest.raises(es.EspalierError, match=r"belongs to OCSP\(start=0.1\), but this Pruner has OCSP\(start=0.2\): "):
+        Training(early(start=0.2)).load(file)
+    other = early(start=0.1, include=["conv*", "wide"], indicator=es.indicators.JaccardStability(lag=1))
+    words = (
+        r"OCSP\(include=None, indicator=JaccardStability\(lag=2, .*\)\), but this Pruner has "
+        r"OCSP\(include=\['conv\*', 'wide'\], indicator=JaccardStability\(lag=1, .*\)\): "
+    )
+    with pytest.raises(es.EspalierError, match=words):
+        Training(other).load(file)
 
 
 def test_a_checkpoint_of_another_width_is_refused():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.host import no_reads
-from tests.structured.nets import METHODS, Training, at, batch, early, loss_of, net, quiet
+from tests.structured.nets import METHODS, Training, at, batch, early, loss_of, net, pulled, quiet
 
 RARE = {"check_every": 1000, "latest": 1.0}
 BETWEEN = {
@@ -19,6 +19,7 @@ BETWEEN = {
     "train-prune-finetune": at(type(METHODS["train-prune-finetune"]), learn_from=0, check_every=1000),
     "network-slimming": at(type(METHODS["network-slimming"]), at=1, check_every=1000),
     "greg": at(type(METHODS["greg"]), check_every=1000),
+    "slr-channels": pulled(type(METHODS["slr-channels"]), start=0, check_every=8),
 }
 
 

@@ -122,9 +122,10 @@ def factors(training):
     return training.run.pull.factors if hasattr(training.run, "pull") and training.run.searching else []
 
 
-@pytest.mark.parametrize("key", ["ocsp", "epi-taylor", "greg"])
+@pytest.mark.parametrize("key", ["ocsp", "epi-taylor", "greg", "slr-channels"])
 def test_bf16_weights(key):
-    training = Training(METHODS[key], model=net().bfloat16(), example_inputs=batch(0)[0].bfloat16())
+    fixed = [(x.bfloat16(), y) for x, y in (batch(900), batch(901))]
+    training = Training(METHODS[key], model=net().bfloat16(), example_inputs=fixed[0][0], batches=fixed)
     for step in range(STEPS):
         x, y = batch(step)
         nn.functional.cross_entropy(training.net(x.bfloat16()).float(), y).backward()
@@ -152,7 +153,7 @@ def scaled(key, optimizer, scale, infinite=None):
     return training
 
 
-@pytest.mark.parametrize("key", ["ocsp", "ocsp-gradient-penalty", "epi-taylor", "greg", "network-slimming"])
+@pytest.mark.parametrize("key", ["ocsp", "ocsp-gradient-penalty", "epi-taylor", "greg", "network-slimming", "slr-channels"])
 @pytest.mark.parametrize("optimizer", ["sgd-loop", "sgd-fused"])
 def test_a_loss_scale_changes_nothing(key, optimizer, monkeypatch):
     monkeypatch.setitem(OPTIMIZERS, "sgd-fused", lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, fused=True))

@@ -6,18 +6,24 @@ resume, followers) is the Pruner's work. A new method is one file with one Metho
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espalier.errors import EspalierError
 from espalier.masks import LayerSparsity
 from espalier.methods.frame.shrinkage import Shrinkage
+from espalier.records.rounds import Round
+
+OF_PRUNER = ("total_steps", "example_inputs", "followers", "batches", "loss_fn", "process_group")  # not of any method
 
 
 @dataclass
@@ -127,6 +133,32 @@ class Run(ABC):
         """What was cut so far; None for methods that do not cut."""
         return None
 
+    def rounds(self) -> tuple[Round, ...]:
+        """The moves of the multipliers so far; empty for methods without any."""
+        return ()
+
+    def numbers(self) -> dict[str, float]:
+        """What the method adds to ``Pruner.stats()``."""
+        return {}
+
+    def observe(self, loss: Tensor) -> None:
+        """The training loss of a batch was reported; most methods have no use for it."""
+
+    @property
+    def goal(self) -> float:
+        """Share of the selected weights that the method wants to be zero at the end."""
+        return self.target
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether ``projected`` shows anything else than the model as it is."""
+        return False
+
+    @contextlib.contextmanager
+    def projected(self) -> Iterator[None]:
+        """Inside, the model has the weights that pruning would leave it now; afterwards bit for bit its own again."""
+        yield
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only."""
@@ -143,6 +175,14 @@ class Method(ABC):
     name: ClassVar[str]
     cuts: ClassVar[bool] = False  # whether parameters change shape: then the model's state dicts carry a Structure
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Unknown arguments end in a sentence; the rest is checked where it is used."""
+        known = [field.name for field in fields(cls) if field.init]
+        for name in kwargs if "__dataclass_fields__" in vars(cls) else ():  # others have a constructor of their own
+            if name not in known:
+                raise EspalierError(f"{cls.__name__} has no argument {name!r}: {_instead(name, known)}")
+        return super().__new__(cls)
+
     @abstractmethod
     def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that will be pruned in ``model``."""
@@ -150,3 +190,11 @@ class Method(ABC):
     @abstractmethod
     def begin(self, site: Site) -> Run:
         """Validate against the model, and put the state of step 0 in force."""
+
+
+def _instead(name: str, known: Sequence[str]) -> str:
+    """Where an unknown argument may belong."""
+    if name in OF_PRUNER:
+        return f"give it to es.Pruner(..., {name}=...)."
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known) or 'none'}."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from espalier.cost import cost, search
+from espalier.cost.costs import short
 from espalier.cost.search import fast_step
 from espalier.criteria.slices import parameters
 from espalier.distributed import broadcast, check_equal, is_leader
@@ -46,7 +47,11 @@ class ChoosingRun(TracedRun):
         self._seen = 0
 
     def _decide(self) -> None:
-        self.keep = self._choose() if self.site.process_group is None else self._agree()
+        self.keep = self._agreed()
+
+    def _agreed(self) -> dict[Group, Tensor]:
+        """The choice by the last ranking, the leader's on every rank."""
+        return self._choose() if self.site.process_group is None else self._agree()
 
     def scores(self) -> Tensor:
         """Worth of every channel of the layout, (total,)."""
@@ -56,16 +61,34 @@ class ChoosingRun(TracedRun):
     def _choose(self) -> dict[Group, Tensor]:
         assert self._ranked is not None
         scores = self.layout.split(self._ranked)
-        return search(
-            self.graph,
-            {group: scores[group] for group in self.groups},
-            scope=self.method.scope,
-            normalise=self.method.normalise,
-            max_ratio=self.caps(),
-            min_channels=self.floors(),
-            round_to=self.steps(),
-            **self._budget(),
-        )
+        try:
+            return search(
+                self.graph,
+                {group: scores[group] for group in self.groups},
+                scope=self.method.scope,
+                normalise=self.method.normalise,
+                max_ratio=self.caps(),
+                min_channels=self.floors(),
+                round_to=self.steps(),
+                **self._budget(),
+            )
+        except EspalierError:
+            self._refuse_unreachable_share()
+            raise
+
+    def _refuse_unreachable_share(self) -> None:
+        """The search is given MACs and parameters, and complains in these; the user may have given shares."""
+        steps = self.steps()
+        narrowest = {group: min(group.size, _up(self._least(group), steps[group])) for group in self.groups}
+        least = cost(self.graph, narrowest)
+        for unit, words, now in (("macs", "MACs", least.macs), ("params", "parameters", least.params)):
+            share, dense = getattr(self.method, f"keep_{unit}"), self.dense[unit]
+            if share is not None and now > share * dense * (1 + 1e-12):
+                raise EspalierError(
+                    f"keep_{unit}={share:g} asks for at most {short(share * dense)} {words}, but caps, floors and rounding "
+                    f"leave at least {short(now)} ({now / dense:.4f} of the present ones): give keep_{unit} of at least "
+                    f"{math.ceil(1e4 * now / dense) / 1e4:g}, raise max_ratio, or lower min_channels or round_to."
+                )
 
     def caps(self) -> dict[Group, float]:
         """Largest share of each group that may still go, so that at most ``max_ratio`` of its first width does."""
@@ -79,10 +102,17 @@ class ChoosingRun(TracedRun):
         """Widths are multiples of these; they go by the first widths, so that several cuts end where one would."""
         return {group: self.method.round_to or fast_step(self.sizes.get(group.name, group.size)) for group in self.groups}
 
-    def _least(self, group: Group) -> int:
+    def may_narrow(self, group: Group) -> bool:
+        """Whether caps, floors and rounding have let it lose channels at all, from its first width."""
         size = self.sizes.get(group.name, group.size)
+        return _up(self._floor(size), self.method.round_to or fast_step(size)) < size
+
+    def _least(self, group: Group) -> int:
+        return min(group.size, self._floor(self.sizes.get(group.name, group.size)))
+
+    def _floor(self, size: int) -> int:
         floor = math.ceil(size / 16) if self.method.min_channels is None else self.method.min_channels
-        return min(group.size, max(floor, size - int(size * self.method.max_ratio + 1e-9)))
+        return max(floor, size - int(size * self.method.max_ratio + 1e-9))
 
     def _budget(self) -> dict[str, float]:
         """The method's budget in numbers that hold for a network that is cut in part already."""
@@ -170,6 +200,11 @@ class ChoosingRun(TracedRun):
         value = torch.tensor([number], dtype=torch.float64, device=self._observed.device)
         broadcast(value, self.site.process_group)
         return float(value)
+
+
+def _up(width: int, step: int) -> int:
+    """The next multiple of ``step``."""
+    return -(-width // step) * step
 
 
 def as_mask(group: Group, kept: Tensor) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

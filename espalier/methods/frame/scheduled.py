@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from espalier.criteria import CRITERIA, Criterion
 from espalier.distributed import broadcast, check_equal, is_leader
 from espalier.errors import EspalierError
-from espalier.masks import SCOPES, LayerSparsity, Masks, Pattern, Weight, pack_bits, select_weights, unpack_bits
+from espalier.masks import SCOPES, LayerSparsity, Masks, Pattern, Weight, pack_bits, select_ratios, select_weights, unpack_bits
 from espalier.masks import allocation as allocate
 from espalier.masks.ranking import keep_best, keep_best_together
 from espalier.masks.targets import Entry
@@ -66,9 +66,17 @@ class Scheduled(Method):
 
     @abstractmethod
     def schedule(self) -> Schedule:
-        """The curve that this method follows."""
+        """The curve that this method follows; with ratios that of the highest of them."""
+
+    @property
+    def ratios(self) -> Mapping[str, float] | None:
+        """Shares by name pattern, for methods whose ``sparsity`` may be such a mapping and is."""
+        return None
 
     def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        if self.ratios is not None:
+            named = dict(model.named_parameters())
+            return {name: named[name] for name in select_ratios(model, self.ratios, self.exclude)}
         return select_weights(model, self.include, self.exclude)
 
     def begin(self, site: Site) -> ScheduledRun:
@@ -87,8 +95,9 @@ class Scheduled(Method):
                 f"Pattern {shown} is either there or not, so it cannot follow the gradual schedule "
                 f"{type(schedule).__name__}: use OneShot(sparsity={fixed:g}, pattern=...)."
             )
-        if any(abs(level) > 1e-9 and abs(level - fixed) > 1e-9 for level in levels):
-            raise EspalierError(f"Pattern {shown} means a sparsity of {fixed:g}; the schedule takes {sorted(levels)}.")
+        shares = {*levels, *(self.ratios or {}).values()}
+        if any(share and abs(share - fixed) > 1e-4 for share in shares):
+            raise EspalierError(f"Pattern {shown} means a sparsity of {fixed:g}; the schedule takes {sorted(shares)}.")
 
 
 class ScheduledRun(Run):
@@ -135,8 +144,8 @@ class ScheduledRun(Run):
         units = sum(layer.zeros // self._unit_size[layer.name] for layer in self.masks.layers())
         if units != self._total_drop(final) or not self.masks.hold():
             raise EspalierError(
-                f"The final sparsity of {final:g} is not in force, since weights are NaN or infinite: training has diverged; "
-                f"go back to an earlier checkpoint."
+                f"The final sparsity of {self._overall(final):g} is not in force, since weights are NaN or infinite: training "
+                f"has diverged; go back to an earlier checkpoint."
             )
 
     def companions(self) -> Sequence[MutableMapping[str, Tensor]]:
@@ -152,11 +161,24 @@ class ScheduledRun(Run):
 
     @property
     def target(self) -> float:
-        return self.schedule(self.site.clock.progress)
+        return self._overall(self.schedule(self.site.clock.progress))
+
+    @property
+    def goal(self) -> float:
+        """Share of the selected weights that the method wants to be zero at the end."""
+        return self._overall(self.schedule(1.0))
+
+    def _overall(self, level: float) -> float:
+        """Share of all selected weights when the schedule stands at ``level``, which is that of the highest ratio."""
+        if self.method.ratios is None:
+            return level
+        units = dict(zip(self._units, self._drops(level), strict=True))
+        zeros = sum(self._unit_size[name] * drop for name, drop in units.items())
+        return zeros / sum(weight.numel() for weight in self.weights.values())
 
     def _follow(self, *, exactly: bool) -> None:
         """Prune to the schedule's present value if it has moved away from the sparsity in force."""
-        target, final = self.target, self.schedule(1.0)
+        target, final = self.schedule(self.site.clock.progress), self.schedule(1.0)
         if abs(target - final) < self.method.tolerance / 2:
             target, exactly = final, True
         if target != self.in_force and (exactly or abs(target - self.in_force) > self.method.tolerance):
@@ -175,22 +197,26 @@ class ScheduledRun(Run):
 
     def _select(self, sparsity: float) -> dict[str, Tensor]:
         """Bool choice of units to keep, per weight."""
-        scores = {
-            name: self.method.pattern.reduce(self.criterion.score(weight.detach(), self._memory(name)))
-            for name, weight in self.weights.items()
-        }
+        scores = {name: self.criterion.score(weight.detach(), self._memory(name)) for name, weight in self.weights.items()}
+        return self._choose(scores, sparsity)
+
+    def _choose(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """Bool choice of the units with the highest scores, per weight."""
+        ranked = {name: self.method.pattern.reduce(score) for name, score in scores.items()}
         units = list(self._units.values())
         if self.method.scope == "global":
-            together = keep_best_together(list(scores.values()), allocate.global_drop(sparsity, units))
-            return dict(zip(scores, together, strict=True))
+            together = keep_best_together(list(ranked.values()), allocate.global_drop(sparsity, units))
+            return dict(zip(ranked, together, strict=True))
         drops = self._drops(sparsity)
-        return {name: keep_best(score, drop) for (name, score), drop in zip(scores.items(), drops, strict=True)}
+        return {name: keep_best(score, drop) for (name, score), drop in zip(ranked.items(), drops, strict=True)}
 
     def _drops(self, sparsity: float) -> list[int]:
         units = list(self._units.values())
         if self.method.scope == "erk":
             return allocate.erk_drops(sparsity, self._shares, self._peak, units)
-        return allocate.local_drops(sparsity, units)
+        if self.method.ratios is None and self.method.pattern.fixed_sparsity is None:
+            return allocate.local_drops(sparsity, units)
+        return allocate.share_drops(sparsity / self._peak if self._peak else 0.0, self._shares, units)
 
     def _total_drop(self, sparsity: float) -> int:
         if self.method.scope == "global":
@@ -213,7 +239,10 @@ class ScheduledRun(Run):
         self._units = {name: pattern.units(shape) for name, shape in shapes.items()}
         self._peak = max(self.schedule.final, self.schedule.initial)
         units = list(self._units.values())
-        self._shares = [self._peak] * len(units)
+        # A pattern's own share may be one that is not written out in full, such as 4 / 9.
+        self._shares = [self._peak if pattern.fixed_sparsity is None else pattern.fixed_sparsity] * len(units)
+        if self.method.ratios is not None and pattern.fixed_sparsity is None:
+            self._shares = list(select_ratios(self.site.model, self.method.ratios, self.method.exclude).values())
         if self.method.scope == "erk":
             self._shares = allocate.erk_shares(self._peak, list(shapes.values()), units)
         allocate.check_reachable(self.method.scope, self._peak, list(shapes), units, self._shares)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from espalier.records.norms import NormHistogram, took_nothing
+from espalier.records.shares import Shares
+
 
 @dataclass(frozen=True)
 class Check:
@@ -30,16 +33,18 @@ class Cut:
             "planned" (a fixed step) or "finish" (training stopped early).
         macs: MACs left, of a pass with the example inputs.
         params: parameters left.
+        norms: of the channels that stayed and of those that left, just before; None in states of older versions.
     """
 
     step: int
     reason: str
     macs: int
     params: int
+    norms: NormHistogram | None = None
 
 
 @dataclass(frozen=True)
-class Shrinkage:
+class Shrinkage(Shares):
     """From dense to small.
 
     Attributes:
@@ -58,16 +63,6 @@ class Shrinkage:
     cuts: tuple[Cut, ...]
     checks: tuple[Check, ...]
 
-    @property
-    def keep_macs(self) -> float:
-        """Share of the MACs that is left."""
-        return self.macs / self.dense_macs
-
-    @property
-    def keep_params(self) -> float:
-        """Share of the parameters that is left."""
-        return self.params / self.dense_params
-
     def summary(self) -> str:
         """A line for the whole, one for each cut and one for each group that lost channels."""
         lines = [
@@ -75,7 +70,9 @@ class Shrinkage:
             f"({self.macs:,} of {self.dense_macs:,} MACs, {self.params:,} of {self.dense_params:,} parameters)"
         ]
         lines += [
-            f"  cut after step {cut.step} ({cut.reason}): {cut.macs / self.dense_macs:.2%} of the MACs" for cut in self.cuts
+            f"  cut after step {cut.step} ({cut.reason}): {cut.macs / self.dense_macs:.2%} of the MACs"
+            + ", nothing was left to remove" * took_nothing(cut.norms)
+            for cut in self.cuts
         ]
         narrower = {name: pair for name, pair in self.widths.items() if pair[0] != pair[1]}
         width = max(map(len, narrower), default=0)

@@ -19,9 +19,11 @@ from espalier.indicators import Indicator, Selection
 from espalier.masks import LayerSparsity
 from espalier.methods.frame.base import Gradients, Site
 from espalier.methods.frame.choosing import ChoosingRun, as_mask
+from espalier.methods.frame.norms import norms_at_cut
 from espalier.methods.frame.recalibration import recalibrate
 from espalier.methods.frame.shrinkage import Check, Cut, Shrinkage
 from espalier.methods.frame.structured import CHECKS, Structured
+from espalier.records.norms import NormHistogram
 from espalier.surgery.channels import cut
 
 FEWEST = 10  # steps between two looks, in trainings long enough
@@ -105,7 +107,9 @@ class StructuredRun(ChoosingRun):
     @torch.no_grad()
     def after_update(self) -> None:
         step = self.site.clock.step
-        if not self.searching or step <= self._step:  # the second of several optimizers: this step was looked at
+        # Of several optimizers the first to step sets the clock. The others' weights are looked at, shrunk and cut just before
+        # their own update instead of just after it; a cut takes their gradients along, so that they step on what is left.
+        if not self.searching or step <= self._step:
             return
         self._step = step
         self.after_step()
@@ -138,10 +142,17 @@ class StructuredRun(ChoosingRun):
         if self.indicator is not None and observed:
             self.selections.append([as_mask(group, kept) for group, kept in self.keep.items()])
             del self.selections[: -self.indicator.history]
-            similarity = self.indicator.similarity(self.selections)
+            similarity = self.indicator.similarity(self._comparable())
             similarities = [*(check.similarity for check in self.checks), similarity]
             self.checks.append(Check(self._step, similarity, self.indicator.score(similarities)))
         self.selected()
+
+    def _comparable(self) -> list[Selection]:
+        """The selections without the groups that can never lose a channel: always the same, they would pass for settled."""
+        may = [self.may_narrow(group) for group in self.groups]
+        if all(may) or not any(may):
+            return self.selections
+        return [[mask for mask, counts in zip(one, may, strict=True) if counts] for one in self.selections]
 
     def forget(self) -> None:
         self.selections.clear()
@@ -149,13 +160,22 @@ class StructuredRun(ChoosingRun):
     # -- cutting ----------------------------------------------------------------------------------------------------
 
     def remove(self, why: str) -> None:
-        """Make the cut; ends the search unless it is a part ("faded") of a progressive one."""
+        """Make the cut; ends the search unless it is a part ("faded") of a progressive one.
+
+        Where all channels have left in parts, the last cut is one of nothing: only its moment and reason are noted.
+        """
         if why != "faded":
             self._fast_enough()
         keep = self.leave(why)
         check_equal(self.site.model.parameters(), self.site.process_group, "The weights")
-        if why == "latest" and self.indicator is not None and any(len(kept) < group.size for group, kept in keep.items()):
+        leaves = any(len(kept) < group.size for group, kept in keep.items())
+        if self.made and not leaves:
+            self.searching = False
+            self._note_cut(why, norms_at_cut(self.site.model, self.layout, keep))
+            return
+        if why == "latest" and self.indicator is not None and leaves:
             self._warn_of_time_out()
+        norms = norms_at_cut(self.site.model, self.layout, keep)
         self._cutting = True
         try:
             cut(self.site.model, keep, optimizer=self.site.optimizers, followers=self.site.followers)
@@ -163,8 +183,7 @@ class StructuredRun(ChoosingRun):
             self._cutting = False
         self.searching = why == "faded"
         self._note_changes()
-        left = cost(self.graph)
-        self.made.append(Cut(self.site.clock.step, why, left.macs, left.params))
+        self._note_cut(why, norms)
         if self.method.recalibrate:
             recalibrate(self.site, self.method.recalibrate)
         if self.searching:
@@ -174,6 +193,10 @@ class StructuredRun(ChoosingRun):
             self.narrowed(keep)
             self._lay_out()
             self.selected()
+
+    def _note_cut(self, why: str, norms: NormHistogram | None) -> None:
+        left = cost(self.graph)
+        self.made.append(Cut(self.site.clock.step, why, left.macs, left.params, norms))
 
     def _warn_of_odd_widths(self) -> None:
         if self.method.round_to == 1:
@@ -230,6 +253,7 @@ class StructuredRun(ChoosingRun):
             "selections": torch.from_numpy(np.stack(masks)) if masks and self.searching else torch.zeros(0, 0),
             "checks": [[check.step, check.similarity, check.score] for check in self.checks],
             "cuts": [[one.step, one.reason, one.macs, one.params] for one in self.made],
+            "norms": [None if one.norms is None else one.norms.content() for one in self.made],
             "observed": self._observed.clone() if self.searching else torch.zeros(0),
             "paid_macs": self._paid_macs,
             "seen": self._seen,
@@ -250,7 +274,9 @@ class StructuredRun(ChoosingRun):
         if self.latency is not None and self._paid_macs is not None:
             self.latency.macs = self._paid_macs
         self.checks = [Check(*row) for row in state["checks"]]
-        self.made = [Cut(*row) for row in state["cuts"]]
+        norms = [NormHistogram.from_content(said) for said in state.get("norms", [None] * len(state["cuts"]))]
+        pairs = zip(state["cuts"], norms, strict=True)
+        self.made = [Cut(step, why, macs, params, said) for (step, why, macs, params), said in pairs]
         self._seen, self._looked = state["seen"], state["looked"]
         self.keep, self.selections = {}, []
         if self.searching:

@@ -26,11 +26,12 @@ from espalier.criteria.channels import ChannelCriterion, channel_criterion
 from espalier.errors import EspalierError
 from espalier.methods.frame.base import Method, Site
 from espalier.methods.frame.latency import parse_latency
+from espalier.records import numbers
 
 if TYPE_CHECKING:
     from espalier.methods.frame.shrinking import StructuredRun
 
-BUDGETS = ("keep_macs", "keep_params", "max_macs", "max_params", "prune_channels")
+BUDGETS = tuple(name for name in numbers.BUDGETS if name != "max_latency")  # what arithmetic alone can check
 CHECKS = 100  # looks at the sub-network in a whole training, unless told otherwise
 
 
@@ -46,8 +47,8 @@ class Structured(Method):
         max_latency: time of a pass with the example inputs on their device, "5ms" or seconds; measured when the Pruner is built
             and again, on a copy of the very network, before the cut.
         prune_channels: share of all channels that goes.
-        criterion: a name ("group-saliency", "magnitude", "taylor", "taylor-weights", "bn-scale", "depgraph", "random") or a
-            ``ChannelCriterion``.
+        criterion: a name ("group-saliency", "magnitude", "squared", "taylor", "taylor-weights", "bn-scale", "depgraph",
+            "random") or a ``ChannelCriterion``.
         scope: "global" compares channels of all groups, "group" takes the same share from each.
         normalise: divide each group's scores by their "mean", "max" or "sum" first.
         max_ratio: largest share of a group that may go.
@@ -101,6 +102,12 @@ class Structured(Method):
                 raise EspalierError(f"{name} is a whole number of at least {least}; got {value!r}.")
         if not is_number(self.max_ratio) or not 0 <= self.max_ratio <= 1:
             raise EspalierError(f"max_ratio is a share between 0 and 1; got {self.max_ratio!r}.")
+
+    @property
+    def stages(self) -> tuple[float, ...]:
+        """Shares of the training at which another stage begins, as far as the settings tell: where a learning-rate schedule may
+        start over. Empty for methods that stay within one schedule."""
+        return ()
 
     def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Nothing is known before the trace; frozen parameters may be cut too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import torch
@@ -126,5 +127,9 @@ class TracedRun(Run):
                 raise EspalierError(
                     f"example_inputs are on {tensor.device} and the model is on {device}: move them to the same device."
                 )
+        if not isinstance(self.site.batches, Iterable | None):
+            raise EspalierError(
+                f"batches must be data that can be read anew, such as a DataLoader or a list; got {self.site.batches!r}."
+            )
         if self.method.recalibrate and self.site.batches is None:
             raise EspalierError("recalibrate needs data: give es.Pruner(..., batches=loader).")

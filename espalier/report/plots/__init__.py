@@ -8,19 +8,23 @@ from espalier.records.summary import Row
 from espalier.report.plots.common import Plots
 from espalier.report.plots.cuts import macs_left, stability, step_time, widths
 from espalier.report.plots.layers import per_layer
+from espalier.report.plots.norms import norms
 from espalier.report.plots.results import against_budget, against_macs, against_sparsity
+from espalier.report.plots.rounds import gaps, has_rounds, layer_gaps, multipliers, projected
 from espalier.report.plots.training import over_training, schedules
 from espalier.report.svg import SLOTS
 from espalier.report.tables import row_label
 
 __all__ = ["KINDS", "Plots", "all_plots", "assign_slots"]
 
-KINDS = ("sparsity", "tradeoff", "budget", "training", "schedules", "layers", "stability", "macs", "speed", "widths")
+_MASKS = ("sparsity", "tradeoff", "budget", "training", "schedules", "layers")
+_ROUNDS = ("projected", "gap", "layergap", "multipliers")
+KINDS = (*_MASKS, *_ROUNDS, "stability", "macs", "speed", "norms", "widths")
 _OWN_SLOT = {"dense": 0, "ocp": 1, "one-shot": 2, "iterative": 3, "agp": 4}
 
 
 def all_plots(rows: Sequence[Row], unfinished: Sequence[Row] = ()) -> list[Plots]:
-    """Every kind of plot for the rows of one model on one data set; those of masks and of cuts where there are such rows.
+    """Every kind of plot for the rows of one model on one data set; of masks, multipliers and cuts where there are such rows.
 
     Args:
         rows: summary of the finished runs.
@@ -38,9 +42,12 @@ def all_plots(rows: Sequence[Row], unfinished: Sequence[Row] = ()) -> list[Plots
     plots += [against_budget(rows, slots), over_training(rows, unfinished, slots)]
     if masks or not cuts:
         plots += [schedules(zeros, left, slots), per_layer(zeros, slots)]
+    if any(has_rounds(row) for row in everything):
+        plots += [projected(rows, unfinished, slots), gaps(rows, unfinished, slots)]
+        plots += [layer_gaps(rows, slots), multipliers(rows, slots)]
     if cuts:
         plots += [stability(rows, unfinished, slots), macs_left(rows, unfinished, slots)]
-        plots += [step_time(rows, unfinished, slots), widths(rows, slots)]
+        plots += [step_time(rows, unfinished, slots), norms(rows, slots), widths(rows, slots)]
     return plots
 
 

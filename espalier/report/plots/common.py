@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,6 +37,17 @@ def accuracy_axis(series: Sequence[Series], name: str, shown: Sequence[float] = 
     top = max([*values, *(p.y for one in series for p in one.points)])
     room = max(0.08 * (top - min(values)), 0.004)
     return linear_axis(max(0.0, min(values) - room), min(1.0, top + room), name, scale=100)
+
+
+def decade_axis(low: float, high: float, name: str) -> Axis:
+    """An axis of ratios from `low` to `high`, both above 0, with round numbers as ticks, at most about six of them."""
+    low, high = (low / 1.3, high * 1.3) if high < 1.3 * low else (low / 1.08, high * 1.08)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        ticks = [digit * 10.0**k for k in range(first, last + 1) for digit in digits if low <= digit * 10.0**k <= high]
+        if len(ticks) <= 6:
+            break
+    return Axis(low, high, tuple((tick, f"{tick:.4g}") for tick in ticks[:: max(1, -(-len(ticks) // 6))]), name, log=True)
 
 
 def whole_axis(low: float, high: float, name: str) -> Axis:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from espalier.records import Epoch, Run
+from espalier.records.norms import took_nothing
 from espalier.records.summary import Row, mean
 from espalier.report.plots.common import Plots, panel_title, whole_axis
 from espalier.report.plots.training import curves, panels
@@ -134,7 +135,8 @@ def _cut_rules(row: Row, slots: dict[str, int]) -> list[Rule]:
     return [
         Rule(cut.epoch, slots[label], f"{label}, seed {run.seed}: cut after epoch {cut.epoch:.3g} ({cut.reason})")
         for run in row.runs
-        for cut in (run.shrunk.cuts if run.shrunk is not None else ())
+        for number, cut in enumerate(run.shrunk.cuts if run.shrunk is not None else ())
+        if not number or not took_nothing(cut.norms)
     ]
 
 
