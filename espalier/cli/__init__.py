@@ -16,8 +16,11 @@ from espalier.cli.evaluate import evaluate
 from espalier.cli.export import export
 from espalier.cli.inspect import inspect
 from espalier.cli.listing import list_names
+from espalier.cli.lottery import lottery
 from espalier.cli.profile import profile
 from espalier.cli.report import report
+from espalier.cli.sweep import sweep
+from espalier.cli.table import table
 from espalier.cli.train import train
 from espalier.errors import EspalierError
 
@@ -31,6 +34,9 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(compare)
+app.command()(sweep)
+app.command()(table)
+app.command()(lottery)
 app.command()(report)
 app.command()(inspect)
 app.command()(profile)

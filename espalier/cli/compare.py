@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from espalier.cli.recipes import find_recipe
+from espalier.cli.watching import Watch, leave_tidily
 from espalier.errors import EspalierError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from espalier.recipes.compare import Outcome, PlannedRun
+    from espalier.recipes.carrying import Outcome
     from espalier.recipes.table import Line
 
 
@@ -34,7 +34,8 @@ def compare(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="data.limit=9 ...")] = None,
     methods: Annotated[str | None, typer.Option(help=METHODS_HELP)] = None,
     sparsity: Annotated[
-        str | None, typer.Option(help="Shares separated by commas, for methods that zero weights; default: 0.9.")
+        str | None,
+        typer.Option(help="Shares separated by commas, for methods that zero weights; default: the recipe's ratios, or 0.9."),
     ] = None,
     keep_macs: Annotated[str | None, typer.Option(help="Shares separated by commas, for methods that cut channels.")] = None,
     prune_at: Annotated[str | None, typer.Option(help="Also one cut at each of these epochs: a grid search.")] = None,
@@ -45,8 +46,12 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with one thread and a core of its own.")] = 1,
 ) -> None:
     """Train every method at every target with every seed, at equal budget; finished runs are not run again."""
-    from espalier.recipes.compare import carry_out, default_methods, plan, read_entries, refuse_unused
+    from espalier.recipes.carrying import LocalProcesses, carry_out
+    from espalier.recipes.compare import default_methods, plan, read_entries, refuse_unused
+    from espalier.recipes.pruning import has_ratios
     from espalier.recipes.recipe import load_recipe
+    from espalier.recipes.runs import read_result
+    from espalier.recipes.setup import check_data
     from espalier.recipes.table import make_lines, write_table
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
@@ -56,23 +61,28 @@ def compare(
     chosen = [one] if budgets is None else numbers(budgets, int, "--budgets")
     shares = [] if keep_macs is None else numbers(keep_macs, float, "--keep-macs")
     moments = [] if prune_at is None else numbers(prune_at, float, "--prune-at")
-    entries = default_methods(loaded, cutting=bool(shares or moments)) if methods is None else read_entries(methods)
+    ratios = sparsity is None and has_ratios(loaded.pruning)
+    usual = default_methods(loaded, cutting=bool(shares or moments), ratios=ratios)
+    entries = usual if methods is None else read_entries(methods)
+    zeros = [] if ratios else numbers("0.9" if sparsity is None else sparsity, float, "--sparsity")
     refuse_unused(entries, sparsity=sparsity is not None, keep_macs=bool(shares) and not moments)
     planned = plan(
         loaded,
         entries,
-        numbers("0.9" if sparsity is None else sparsity, float, "--sparsity"),
+        zeros,
         numbers(seeds, int, "--seeds"),
         chosen,
         out,
         keep_macs=shares,
         prune_at=moments,
     )
+    if any(read_result(run.folder) is None for run in planned):
+        check_data(loaded)
     outcomes: list[Outcome] = []
     name = loaded.name or "runs"
-    signal.signal(signal.SIGTERM, _leave)
+    leave_tidily()
     with Watch(len(planned), jobs) as watch:
-        for outcome in carry_out(planned, jobs, watch.tell, watch.tick):
+        for outcome in carry_out(planned, LocalProcesses(jobs), watch.tell, watch.tick):
             outcomes.append(outcome)
             watch.finished(outcome)
             write_table(make_lines(outcomes), out, name)
@@ -84,10 +94,6 @@ def compare(
     if failed:
         typer.echo(f"{len(failed)} of {len(outcomes)} runs failed; the same command tries them again.", err=True)
         raise typer.Exit(1)
-
-
-def _leave(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)  # unwinds, so that the runs under way save their checkpoints
 
 
 def numbers(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
@@ -130,61 +136,3 @@ def _terminal_table(name: str, heads: Sequence[str], lines: Sequence[Line]) -> T
         start, n, failed, rest = cells[:5], *cells[5:7], cells[7:]
         table.add_row(*start, f"{n} ({failed} failed)" if line.failed else n, *rest)
     return table
-
-
-class Watch:
-    """Progress of a comparison: live lines on a terminal, one line per event elsewhere."""
-
-    def __init__(self, total: int, jobs: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._live = sys.stdout.isatty()
-        self._total, self._count = total, 0
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=8),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=Console(),
-            disable=not self._live,
-        )
-        self._all = self._bar.add_task("runs", total=total)
-        self._slots = [self._bar.add_task("", total=1, visible=False) for _ in range(jobs)]
-
-    def __enter__(self) -> Watch:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def tell(self, line: str) -> None:
-        """A run starts."""
-        if not self._live:
-            print(line, flush=True)
-
-    def tick(self, running: Sequence[PlannedRun]) -> None:
-        """Show how far the runs under way are."""
-        from espalier.recipes.progress import pruned
-        from espalier.recipes.runs import read_metrics
-
-        if not self._live:
-            return
-        for slot in self._slots[len(running) :]:
-            self._bar.update(slot, visible=False)
-        for slot, run in zip(self._slots, running, strict=False):
-            rows = read_metrics(run.folder)
-            said = run.label.rpartition(",")[0]
-            if rows:
-                said += f"  val {rows[-1]['val_acc']:.1%}  {pruned(rows[-1])}"
-            self._bar.update(slot, description=said, completed=len(rows), total=run.recipe.train.epochs, visible=True)
-
-    def finished(self, outcome: Outcome) -> None:
-        """A run is over."""
-        self._count += 1
-        self._bar.update(self._all, completed=self._count)
-        what = outcome.error if outcome.result is None else f"test accuracy {outcome.result['test_acc']:.2%}"
-        line = f"[{self._count}/{self._total}] {outcome.state} {outcome.run.label}: {what}"
-        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -17,11 +17,11 @@ def train(
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     folder: Annotated[Path | None, typer.Option(help="The run folder itself, instead of a name in --runs.")] = None,
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
-    core: Annotated[int | None, typer.Option(hidden=True, help="Run on this processor core only.")] = None,
+    cores: Annotated[str | None, typer.Option(hidden=True, help="Run on these processor cores only.")] = None,
 ) -> None:
     """Train a model as a recipe says, pruning on the way; the same command again continues a stopped run."""
-    if core is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})  # before torch starts its threads
+    if cores is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})  # before torch starts its threads
     from espalier.recipes.engine import Interrupted
     from espalier.recipes.engine import train as run
     from espalier.recipes.recipe import load_recipe

@@ -26,7 +26,7 @@ SCHEDULES: dict[str, type[schedules.Schedule]] = {
 
 
 def parse_pattern(text: object) -> Pattern:
-    """Read `weight`, `kernel`, `filter`, `2:4` (N:M) or `block:4x4`.
+    """Read `weight`, `kernel`, `kernel-shape`, `filter`, `input-channel`, `column`, `2:4` (N:M) or `block:4x4`.
 
     Example:
         >>> parse_pattern("2:4")
@@ -45,7 +45,8 @@ def parse_pattern(text: object) -> Pattern:
     except (KeyError, ValueError) as error:
         if isinstance(error, EspalierError):
             raise
-        known = "weight, kernel, filter, N:M such as 2:4, block:ROWSxCOLUMNS such as block:4x4"
+        plain = ", ".join(name for name in PATTERNS if name not in ("n:m", "block"))
+        known = f"{plain}, N:M such as 2:4, block:ROWSxCOLUMNS such as block:4x4"
         raise EspalierError(f"The pattern {text!r} is unknown: known are {known}.") from None
 
 

@@ -1,57 +1,20 @@
-"""Compare methods at equal budget: plan many runs, carry them out side by side, skip what is finished."""
+"""Compare methods at equal budget: plan the runs; `espalier.recipes.carrying` carries them out."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from espalier.errors import EspalierError
 from espalier.recipes import runs
-from espalier.recipes.pruning import as_prune_at, build_method, cuts, for_method, takes_sparsity
-from espalier.recipes.recipe import resolved
+from espalier.recipes.carrying import PlannedRun
+from espalier.recipes.pruning import RATIOS, as_prune_at, build_method, cuts, for_method, has_ratios, takes_sparsity
 from espalier.recipes.spec import PruningSpec, Recipe
-from espalier.records import numbers
 
 DENSE = "dense"
 DEFAULT_METHODS = (DENSE, "one-shot", "iterative", "agp", "ocp")
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One training of a comparison and the folder that it belongs to."""
-
-    recipe: Recipe
-    folder: Path
-
-    @property
-    def label(self) -> str:
-        """Words for progress lines."""
-        pruning = self.recipe.pruning
-        share = "" if pruning.sparsity is None else f" {pruning.sparsity:g}"
-        if pruning.budget:
-            share = f" at {numbers.budget(pruning.budget)}"
-        if "at_epoch" in pruning.args:
-            share = f" {pruning.args['at_epoch']}{share}"
-        return f"{pruning.method}{share}, seed {self.recipe.seed}, {self.recipe.train.epochs} epochs"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a planned run: `state` is "kept" (was finished before), "done" or "failed"."""
-
-    run: PlannedRun
-    state: str
-    result: dict[str, Any] | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +55,11 @@ def read_entries(text: str) -> list[Entry]:
     return [Entry.read(part.strip()) for part in re.split(r",(?![^\[{]*[\]}])", text) if part.strip()]
 
 
-def default_methods(recipe: Recipe, *, cutting: bool) -> list[str]:
-    """What is compared unless told: the schedules of masks; where channels are cut, dense and the recipe's or two methods."""
+def default_methods(recipe: Recipe, *, cutting: bool, ratios: bool = False) -> list[str]:
+    """What is compared unless told: the schedules of masks; where channels are cut, dense and the recipe's or two methods;
+    where the recipe's `ratios` count, dense, one-shot pruning and the recipe's method."""
+    if ratios:
+        return list(dict.fromkeys((DENSE, "one-shot", recipe.pruning.method)))
     if cuts(recipe.pruning.method):
         return [DENSE, recipe.pruning.method]
     return [DENSE, "ocsp", "epi"] if cutting else list(DEFAULT_METHODS)
@@ -131,7 +97,7 @@ def plan(
     Args:
         recipe: what all runs have in common.
         methods: names, or entries with arguments.
-        sparsities: for methods that zero weights.
+        sparsities: for methods that zero weights; none: the recipe's `ratios`, where it has some.
         seeds: of all runs.
         budgets: in epochs.
         out: where run folders go.
@@ -170,10 +136,16 @@ def _prunings(
     for entry in entries:
         if not takes_sparsity(entry.method) and not cuts(entry.method):
             yield for_method(base, entry.method, own=entry.own)
-    for sparsity in sparsities:
+    for sparsity in sparsities or ((None,) if has_ratios(base) else ()):
         for entry in entries:
             if takes_sparsity(entry.method):
-                yield for_method(base, entry.method, sparsity, own=entry.own)
+                spec = for_method(base, entry.method, sparsity, own=entry.own)
+                if sparsity is None and spec.sparsity is None and not has_ratios(spec):
+                    raise EspalierError(
+                        f"The recipe has pruning.{RATIOS} in place of a sparsity, which {entry.method!r} does not take: give "
+                        f"--sparsity, {entry.method}:sparsity=0.9, or methods that do."
+                    )
+                yield spec
     cutting = [entry for entry in entries if cuts(entry.method)]
     for share in keep_macs or (None,):
         made = [for_method(base, entry.method, keep_macs=share, own=entry.own) for entry in cutting]
@@ -185,87 +157,3 @@ def _prunings(
             own = for_method(base, base.method, keep_macs=share) if cuts(base.method) else None
             model = own or next(iter(made), None) or for_method(base, "prune-at", keep_macs=share)
             yield from (as_prune_at(model, epoch) for epoch in prune_at)
-
-
-def carry_out(
-    planned: Sequence[PlannedRun],
-    jobs: int,
-    tell: Callable[[str], None],
-    tick: Callable[[Sequence[PlannedRun]], None],
-) -> Iterator[Outcome]:
-    """Run what is not finished, `jobs` processes at a time; a failure is recorded and the rest goes on.
-
-    With several jobs each process has one thread and one core of its own.
-
-    Args:
-        planned: what to run.
-        jobs: processes at a time.
-        tell: takes a line whenever a run starts.
-        tick: takes, once a second or so, the runs that are under way.
-    """
-    waiting: list[PlannedRun] = []
-    for run in planned:
-        done = runs.read_result(run.folder)
-        if done is not None:
-            yield Outcome(run, "kept", done)
-        else:
-            waiting.append(run)
-    cores = _cores()
-    free = list(range(jobs))
-    shown = 0.0
-    running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
-    try:
-        while waiting or running:
-            while waiting and free:
-                slot, run = free.pop(0), waiting.pop(0)
-                tell(f"start {run.label}")
-                core = cores[slot % len(cores)] if jobs > 1 and cores else None
-                running[slot] = (run, _start(run, core, one_thread=jobs > 1))
-            for slot, (run, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[slot]
-                    free.append(slot)
-                    yield _outcome(run, process.returncode)
-            if time.monotonic() > shown + 1:
-                tick([run for run, _ in running.values()])
-                shown = time.monotonic()
-            time.sleep(0.1)
-    finally:  # Ctrl-C, or the caller stopped listening: let the runs save their checkpoints
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.wait()
-
-
-def _start(run: PlannedRun, core: int | None, *, one_thread: bool) -> subprocess.Popen[bytes]:
-    """Start `espalier train` on the run's resolved recipe, its output going to `train.log` in the run folder."""
-    runs.open_run(run.folder, run.recipe)
-    environment = dict(os.environ)
-    extra = [] if core is None else ["--core", str(core)]
-    if one_thread:
-        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        extra.append("train.threads=1")
-    recipe = run.folder / runs.RECIPE
-    # The caller's names and trackers win over those of an older, otherwise equal recipe.
-    runs.write_atomically(recipe, yaml.safe_dump(resolved(run.recipe), sort_keys=False).encode())
-    command = [sys.executable, "-m", "espalier.cli", "train", str(recipe), "--folder", str(run.folder), *extra]
-    with (run.folder / "train.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
-
-
-def _outcome(run: PlannedRun, code: int) -> Outcome:
-    result = runs.read_result(run.folder)
-    if code == 0 and result is not None:
-        return Outcome(run, "done", result)
-    log = run.folder / "train.log"
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    error = lines[-1] if lines else f"the process ended with code {code}"
-    if code < 0:
-        error = f"the process was ended by signal {-code}"
-    runs.write_json(run.folder / runs.FAILURE, {"error": error, "exit_code": code})
-    return Outcome(run, "failed", error=error)
-
-
-def _cores() -> list[int]:
-    """Cores that this process may use; empty where the system does not say."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

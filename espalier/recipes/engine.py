@@ -137,6 +137,7 @@ class Engine:
             logits = parts.net(images)
             loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.train.label_smoothing)
         self.tally.add(logits, labels, loss)
+        parts.pruner.observe(loss)
         if group > 1:
             loss = loss / group
         (loss if parts.scaler is None else parts.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
@@ -214,9 +215,15 @@ class Engine:
         if parts.ema is not None:
             ema = evaluate(parts.ema.module, parts.data.val.epoch(0), self.processes, parts.autocast)
             row |= {"val_loss_ema": ema[0], "val_acc_ema": ema[1]}
+        if parts.pruner.run.looks_ahead:  # what hard pruning would leave now, beside the live weights
+            with parts.pruner.projected():
+                ahead = evaluate(parts.model, parts.data.val.epoch(0), self.processes, parts.autocast)
+            row |= {"val_loss_projected": ahead[0], "val_acc_projected": ahead[1]}
         stats = parts.pruner.stats()
         row |= {"sparsity": stats["sparsity"], "sparsity_all": stats["sparsity_all"]}
-        row |= {key: stats[key] for key in ("keep_macs", "keep_params", "stability") if key in stats}
+        row |= {
+            key: stats[key] for key in ("keep_macs", "keep_params", "stability", "rounds", "gap", "step_size") if key in stats
+        }
         row |= {"seconds": time.monotonic() - self._started, "images_per_second": images / spent}
         if self._metrics is not None:
             position.metrics_bytes = self._metrics.append(row)
@@ -236,7 +243,8 @@ class Engine:
 
     def _keep_best(self, val_acc: float, sparsity: float) -> None:
         """Beside the last epoch, keep the best that is already on target (a dense epoch is no result)."""
-        on_target = sparsity >= (self.recipe.pruning.sparsity or 0.0) - 0.001 and self.parts.settled
+        target = self.recipe.pruning.sparsity
+        on_target = sparsity >= (self.parts.pruner.run.goal if target is None else target) - 0.001 and self.parts.settled
         if not self.recipe.train.keep_best or not on_target or val_acc <= self.position.best:
             return
         self.position.best = val_acc

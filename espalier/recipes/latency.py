@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import espalier as es
-from espalier.recipes.setup import Training, build_fresh_model, example_image
+from espalier.recipes.setup import Training, build_dense_model, example_image
 
 SECONDS = 1.0  # about; a batch that would take longer is halved, and where one image takes five times as long, none is
 CALLS = 20.0  # about as many of each model does es.profile make at least, warm-up and memory included
@@ -28,7 +28,7 @@ def measure_latency(parts: Training) -> dict[str, Any] | None:
     """
     recipe, device = parts.recipe, parts.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        dense = build_fresh_model(recipe, parts.data).to(device)
+        dense = build_dense_model(recipe, parts.data).to(device)
     if recipe.train.channels_last:
         dense = dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = example_image(parts.data, device, channels_last=recipe.train.channels_last, batch=recipe.train.batch_size)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -41,15 +42,21 @@ class LRCurve:
     One-cycle has the shape of `torch.optim.lr_scheduler.OneCycleLR` (cosine up, cosine down), with fastai's meaning
     of `final_div`: the last rate is `lr / final_div`, counted from the highest rate.
 
+    At each of the steps in `restarts` the schedule starts over, up to `lr * restart_scale`, and ends before the next of them.
+
     Example:
         >>> curve = LRCurve(LRScheduleSpec(name="one-cycle"), lr=1.0, total_steps=100)
         >>> round(curve.lr_at(0), 7), curve.lr_at(24), round(curve.lr_at(99), 7)
         (0.04, 1.0, 1e-05)
+        >>> twice = LRCurve(LRScheduleSpec(name="cosine", restart_scale=0.1), lr=1.0, total_steps=100, restarts=(60,))
+        >>> [round(twice.lr_at(step), 3) for step in (0, 30, 59, 60, 80, 99)]
+        [1.0, 0.5, 0.001, 0.1, 0.05, 0.0]
     """
 
     spec: LRScheduleSpec
     lr: float
     total_steps: int
+    restarts: tuple[int, ...] = ()
 
     @property
     def _warmup(self) -> float:
@@ -58,6 +65,9 @@ class LRCurve:
 
     def lr_at(self, step: int) -> float:
         """Rate of optimizer step `step`, which counts from 0."""
+        if self.restarts:
+            curve, own = self._stage(step)
+            return curve.lr_at(own)
         spec = self.spec
         if spec.name == "one-cycle":
             return self._cycle(step, self.lr / spec.div, self.lr, self.lr / spec.final_div)
@@ -76,8 +86,18 @@ class LRCurve:
         """Momentum (or beta1) of a step, high where the rate is low; None where momentum stays as it is."""
         if self.spec.name != "one-cycle" or not self.spec.momentum_cycle:
             return None
+        if self.restarts:
+            curve, own = self._stage(step)
+            return curve.momentum_at(own)
         low, high = self.spec.momentum_range
         return self._cycle(step, high, low, high)
+
+    def _stage(self, step: int) -> tuple[LRCurve, int]:
+        """The schedule between two restarts as one of its own, and where `step` stands in it."""
+        number = bisect_right(self.restarts, step)
+        first, end = (0, *self.restarts)[number], (*self.restarts, self.total_steps)[number]
+        scale = self.spec.restart_scale if number and self.spec.restart_scale is not None else 1.0
+        return replace(self, lr=self.lr * scale, total_steps=end - first, restarts=()), step - first
 
     def _cycle(self, step: int, start: float, middle: float, end: float) -> float:
         """Cosine from start to middle, then to end, with OneCycleLR's phase borders."""
@@ -97,6 +117,17 @@ class LRCurve:
             elif momentum is not None and group.get("momentum", 0):
                 group["momentum"] = momentum
         return lr
+
+
+def restart_steps(shares: Iterable[float], total_steps: int) -> tuple[int, ...]:
+    """The steps at which a schedule starts over: the first after a cut that is planned at the same share of the training.
+
+    Example:
+        >>> restart_steps((0.25, 2 / 3), 30), restart_steps((0.001, 0.999), 3)
+        ((8, 20), (1,))
+    """
+    steps = {math.ceil(share * total_steps - 1e-9) for share in shares}
+    return tuple(sorted(step for step in steps if 0 < step < total_steps))
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -11,7 +11,10 @@ from pydantic import ValidationError
 
 import espalier as es
 from espalier.errors import EspalierError
+from espalier.methods.frame.iteration import Iterated
+from espalier.methods.frame.ratios import WithRatios
 from espalier.methods.frame.scheduled import Scheduled
+from espalier.methods.frame.splitting import Splitting
 from espalier.methods.frame.structured import Structured
 from espalier.recipes.arguments import (
     SCHEDULES,
@@ -21,11 +24,13 @@ from espalier.recipes.arguments import (
     parse_schedule,
 )
 from espalier.recipes.recipe import apply_overrides, nearest
-from espalier.recipes.spec import PruningSpec
+from espalier.recipes.spec import PruningSpec, Recipe
 from espalier.records.numbers import BUDGETS
 
 # Written in epochs in a recipe, in steps or shares of the training in the library.
-IN_EPOCHS = {"checks_per_epoch": "check_every", "at_epoch": "at"}
+IN_EPOCHS = {"checks_per_epoch": "check_every", "at_epoch": "at", "hard_prune_at_epoch": "hard_prune_at"}
+RATIOS = "ratios"  # shares by name pattern in place of one sparsity, which the library's methods take under that name
+RESTART = "restart_lr"  # also the recipe's alone: the learning-rate schedule starts over with each stage of the method
 # How channels are ranked belongs to a method; where and under which budget it cuts is the same for all that are compared.
 _RANKING = ("criterion", "scope", "normalise")
 
@@ -52,7 +57,7 @@ def build_method(spec: PruningSpec, *, epochs: int | None = None, steps_per_epoc
     _check_target(spec, known)
     given = _without_epochs(spec, known, epochs, steps_per_epoch)
     if "sparsity" in known:
-        given["sparsity"] = spec.sparsity
+        given["sparsity"] = given.pop(RATIOS, None) or spec.sparsity
     elif spec.method in SCHEDULES:
         given["curve"] = spec.method
     for key in given:
@@ -67,6 +72,27 @@ def build_method(spec: PruningSpec, *, epochs: int | None = None, steps_per_epoc
         raise EspalierError(f"The recipe's pruning section does not fit {spec.method!r} ({error}).") from None
 
 
+def lr_restarts(recipe: Recipe) -> tuple[float, ...]:
+    """Shares of the training at which the recipe's learning-rate schedule starts over.
+
+    Raises:
+        EspalierError: the pruning section is refused, or restarts are given twice.
+
+    Example:
+        >>> section = {"method": "train-prune-finetune", "keep_macs": 0.5, "learn_from": 0.4, "at": 0.6, "restart_lr": True}
+        >>> lr_restarts(Recipe(model="resnet20", data="digits", pruning=section))
+        (0.4, 0.6)
+    """
+    method = build_method(recipe.pruning, epochs=recipe.train.epochs)
+    own = recipe.lr_schedule.restart_at or ()
+    if not recipe.pruning.args.get(RESTART):
+        return own
+    if own:
+        raise EspalierError(f"Give lr_schedule.restart_at or pruning.{RESTART}, not both.")
+    stages: tuple[float, ...] = method.stages
+    return stages
+
+
 def method_arguments(name: str) -> list[str]:
     """Names of the arguments that a method takes."""
     return list(inspect.signature(_method_class(name)).parameters)
@@ -75,6 +101,16 @@ def method_arguments(name: str) -> list[str]:
 def takes_sparsity(name: str) -> bool:
     """Whether the method has a share of zeros as its target."""
     return bool({"sparsity", "curve"} & set(method_arguments(name)))
+
+
+def takes_ratios(name: str) -> bool:
+    """Whether the method takes a share of zeros for every name pattern."""
+    return issubclass(_method_class(name), WithRatios)
+
+
+def has_ratios(spec: PruningSpec) -> bool:
+    """Whether the section gives shares by name pattern in place of one sparsity."""
+    return bool(spec.args.get(RATIOS))
 
 
 def cuts(name: str) -> bool:
@@ -104,7 +140,7 @@ def for_method(
     Args:
         spec: the section.
         method: the other method.
-        sparsity: its share of zeros, if it takes one.
+        sparsity: its share of zeros, if it takes one; None: the section's `ratios`, if it has and the method takes some.
         keep_macs: its budget in place of the section's, if it cuts.
         own: `key=value` texts that hold for this method alone; a budget among them replaces any other.
     """
@@ -116,6 +152,11 @@ def for_method(
     if keep_macs is not None and cuts(method):
         raw = {key: value for key, value in raw.items() if key not in BUDGETS} | {"keep_macs": keep_macs}
     given = {text.partition("=")[0].partition(".")[0].strip() for text in own}
+    keeps = sparsity is None and "sparsity" not in given and takes_ratios(method)
+    if RATIOS in given or (keeps and raw.get(RATIOS)):
+        raw.pop("sparsity")
+    else:
+        raw.pop(RATIOS, None)
     replaced = {other for pair in IN_EPOCHS.items() if given & set(pair) for other in pair}
     replaced |= set(BUDGETS) if given & set(BUDGETS) else set()
     raw = {key: value for key, value in raw.items() if key not in replaced}
@@ -148,21 +189,51 @@ def _is_shared(key: str, old: str, new: str) -> bool:
     """Whether an argument of one method means the same for another."""
     if old == new:
         return True
+    if key == RATIOS:
+        return takes_ratios(new)
     if cuts(old) or cuts(new):
         fields = {field.name for field in dataclasses.fields(Structured)} - set(_RANKING) | {"checks_per_epoch"}
+        if all(issubclass(_method_class(name), Iterated) for name in (old, new)):
+            fields |= {field.name for field in dataclasses.fields(Iterated)} | {"hard_prune_at_epoch"}
         return cuts(old) and cuts(new) and key in fields
-    return key in {field.name for field in dataclasses.fields(Scheduled)}
+    if key in ("checks_per_epoch", "hard_prune_at_epoch") or key in {field.name for field in dataclasses.fields(Splitting)}:
+        split = all(issubclass(_method_class(name), Splitting) for name in (old, new))
+        return split or key in {field.name for field in dataclasses.fields(Scheduled)}
+    return False
 
 
 def _writable(known: Sequence[str]) -> list[str]:
     """Arguments as a recipe may write them."""
-    return [*known, *(key for key, stands_for in IN_EPOCHS.items() if stands_for in known)]
+    return [*known, RATIOS, *(key for key, stands_for in IN_EPOCHS.items() if stands_for in known)]
+
+
+def _without_restart(spec: PruningSpec) -> dict[str, Any]:
+    """The arguments without the one that speaks of the learning rate; that one checked."""
+    given = spec.args
+    wanted = given.pop(RESTART, None)
+    if wanted is not None and not isinstance(wanted, bool):
+        raise EspalierError(f"pruning.{RESTART} is true or false; got {wanted!r}.")
+    if wanted and not has_stages(spec.method):
+        those = ", ".join(name for name in es.METHODS if has_stages(name))
+        raise EspalierError(
+            f"The method {spec.method!r} has no stages that are known beforehand, so pruning.{RESTART} means nothing to it: "
+            f"give lr_schedule.restart_at, or one of {those}."
+        )
+    return given
+
+
+def has_stages(name: str) -> bool:
+    """Whether the moments at which the method turns to something else are settings of it."""
+    method = _method_class(name)
+    return issubclass(method, Structured) and method.stages is not Structured.stages
 
 
 def _check_target(spec: PruningSpec, known: Sequence[str]) -> None:
     """A share of zeros for methods that zero weights, a budget for those that cut channels."""
     name = spec.method
-    if takes_sparsity(name):
+    if spec.args.get(RATIOS) is not None:
+        _check_ratios(spec)
+    elif takes_sparsity(name):
         if spec.sparsity is None:
             raise EspalierError(f"The method {name!r} needs pruning.sparsity, such as pruning.sparsity=0.9.")
     elif spec.sparsity is not None:
@@ -174,9 +245,19 @@ def _check_target(spec: PruningSpec, known: Sequence[str]) -> None:
             raise EspalierError(f"The method {name!r} takes no pruning.{key}: that is a budget of methods that cut ({those}).")
 
 
+def _check_ratios(spec: PruningSpec) -> None:
+    if not takes_ratios(spec.method):
+        those = ", ".join(name for name in es.METHODS if takes_ratios(name))
+        raise EspalierError(f"The method {spec.method!r} takes no pruning.{RATIOS}: those that do are {those}.")
+    if spec.sparsity is not None:
+        raise EspalierError(f"Give pruning.sparsity or pruning.{RATIOS}, not both.")
+    if not isinstance(spec.args[RATIOS], dict):
+        raise EspalierError(f"pruning.{RATIOS} is a mapping such as {{layer1.*: 0.9}}, not {spec.args[RATIOS]!r}.")
+
+
 def _without_epochs(spec: PruningSpec, known: Sequence[str], epochs: int | None, steps_per_epoch: int | None) -> dict[str, Any]:
     """The arguments with what is written in epochs turned into steps and shares."""
-    given = spec.args
+    given = _without_restart(spec)
     for key, stands_for in IN_EPOCHS.items():
         if key not in given or stands_for not in known:
             continue
@@ -185,13 +266,14 @@ def _without_epochs(spec: PruningSpec, known: Sequence[str], epochs: int | None,
             continue
         if given.get(stands_for) is not None:
             raise EspalierError(f"Give pruning.{key} or pruning.{stands_for}, not both.")
+        moment = key != "checks_per_epoch"
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (key != "at_epoch" and not value):
             least = "of at least 0" if key == "at_epoch" else "above 0"
             raise EspalierError(f"pruning.{key} is a number {least}; got {value!r}.")
-        if key == "at_epoch":
+        if moment:
             if epochs is not None and value > epochs:
-                raise EspalierError(f"pruning.at_epoch={value} comes after the end of a training of {epochs} epochs.")
-            given[stands_for] = min(1.0, value / epochs) if epochs is not None else 0.5
+                raise EspalierError(f"pruning.{key}={value} comes after the end of a training of {epochs} epochs.")
+            given[stands_for] = min(1.0, value / epochs) if epochs is not None else 0.5 if key == "at_epoch" else 1.0
         else:
             given[stands_for] = max(1, round(steps_per_epoch / value)) if steps_per_epoch is not None else 1
     return given

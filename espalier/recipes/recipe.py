@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from espalier.errors import EspalierError
 from espalier.recipes.spec import SHORTHAND, Recipe, expand_shorthand
+from espalier.records.words import nearest as nearest
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 # Keys that do not change what is learned: two recipes that differ only here are one experiment.
@@ -24,6 +24,10 @@ _NOT_HASHED = {
     "train": {"threads", "device", "checkpoint_every", "check_every", "keep_best", "latency"},
     "data": {"download", "workers"},
 }
+
+
+# Keys that came later: as long as they say nothing, a recipe is the experiment that it was before.
+_HASHED_IF_GIVEN = {"lr_schedule": ("restart_at", "restart_scale")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,19 +58,34 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         EspalierError: the file cannot be read, a key is unknown, or a value has the wrong type.
     """
     path = Path(path)
+    raw = read_yaml(path, "recipe", "'model' and 'data'", "`espalier list recipes` names some.")
+    raw.setdefault("name", path.stem)
+    return parse_recipe(raw, overrides)
+
+
+def read_yaml(path: Path, what: str, keys: str, hint: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: the file.
+        what: what it is, for error messages.
+        keys: some that it may have.
+        hint: what to do if there is no such file.
+
+    Raises:
+        EspalierError: it cannot be read, is not valid YAML, or holds something else.
+    """
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise EspalierError(f"There is no recipe {str(path)!r}: `espalier list recipes` names some.") from None
+        raise EspalierError(f"There is no {what} {str(path)!r}: {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise EspalierError(f"The recipe {str(path)!r} cannot be read ({error}).") from None
+        raise EspalierError(f"The {what} {str(path)!r} cannot be read ({error}).") from None
     except yaml.YAMLError as error:
-        where = _where(error)
-        raise EspalierError(f"The recipe {str(path)!r} is not valid YAML ({where}).") from None
+        raise EspalierError(f"The {what} {str(path)!r} is not valid YAML ({_where(error)}).") from None
     if not isinstance(raw, dict):
-        raise EspalierError(f"The recipe {str(path)!r} must be a mapping with keys such as 'model' and 'data'.")
-    raw.setdefault("name", path.stem)
-    return parse_recipe(raw, overrides)
+        raise EspalierError(f"The {what} {str(path)!r} must be a mapping with keys such as {keys}.")
+    return raw
 
 
 def parse_recipe(raw: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -85,15 +104,20 @@ def parse_recipe(raw: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
 
 def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return a copy of `raw` with `dotted.key=value` strings applied."""
+    return apply_settings(raw, [split_override(override) for override in overrides])
+
+
+def apply_settings(raw: dict[str, Any], settings: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a copy of `raw` with values set by their dotted keys, one after the other.
+
+    A mapping replaces the whole section; a name alone keeps the section's other keys, except for a model's arguments.
+
+    Example:
+        >>> apply_settings({"train": {"epochs": 10}}, [("train.epochs", 3), ("pruning", {"method": "dense"})])
+        {'train': {'epochs': 3}, 'pruning': {'method': 'dense'}}
+    """
     result: dict[str, Any] = json.loads(json.dumps(raw, default=str))
-    for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign or not key.strip():
-            raise EspalierError(f"The override {override!r} must have the form key=value, such as train.epochs=5.")
-        try:
-            value = yaml.load(text, _Loader) if text else None
-        except yaml.YAMLError:
-            value = text
+    for key, value in settings:
         *parents, last = key.strip().split(".")
         node = result
         for depth, parent in enumerate(parents):
@@ -102,7 +126,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
                 child = node[parent] = {}
             if not isinstance(child, dict):
                 at = ".".join(parents[: depth + 1])
-                raise EspalierError(f"The override {override!r} does not fit: {at!r} is a value, not a section.")
+                raise EspalierError(f"The override '{key}={value}' does not fit: {at!r} is a value, not a section.")
             node = child
         if not parents and last in SHORTHAND and isinstance(value, str):
             # Only the section's own name: the other keys stay, except for a model's arguments, which are its own.
@@ -110,6 +134,22 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
             value = {**(others or {}), SHORTHAND[last]: value}
         node[last] = value
     return result
+
+
+def split_override(override: str) -> tuple[str, Any]:
+    """Key and value of `dotted.key=value`, the value read as YAML.
+
+    Example:
+        >>> split_override("train.epochs=3")
+        ('train.epochs', 3)
+    """
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise EspalierError(f"The override {override!r} must have the form key=value, such as train.epochs=5.")
+    try:
+        return key, yaml.load(text, _Loader) if text else None
+    except yaml.YAMLError:
+        return key, text
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
@@ -120,6 +160,10 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 def recipe_hash(recipe: Recipe) -> str:
     """Sixteen hexadecimal digits that name the experiment, whatever it is called and wherever it runs."""
     plain = recipe.model_dump(mode="json", exclude=_NOT_HASHED)  # type: ignore[arg-type]
+    for section, keys in _HASHED_IF_GIVEN.items():
+        for key in keys:
+            if plain[section][key] is None:
+                del plain[section][key]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -127,18 +171,6 @@ def recipe_hash(recipe: Recipe) -> str:
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML text that `load_recipe` reads back to an equal recipe."""
     return yaml.safe_dump(resolved(recipe), sort_keys=False)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Words for an error message: the closest known name, or all of them.
-
-    Example:
-        >>> nearest("epoch", ["epochs", "precision"])
-        "did you mean 'epochs'?"
-    """
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}."
 
 
 _TYPES = {

@@ -31,7 +31,8 @@ def make_result(
         "model": recipe.model.name,
         "data": parts.data.info.name,
         "method": recipe.pruning.method,
-        "sparsity_target": recipe.pruning.sparsity or 0.0,
+        "sparsity_target": recipe.pruning.sparsity
+        or (round(parts.pruner.run.goal, 4) if "ratios" in recipe.pruning.args else 0.0),
         "epochs": recipe.train.epochs,
         "seed": recipe.seed,
         "test_acc": tested[1],
@@ -48,8 +49,18 @@ def make_result(
         "recipe_hash": recipe_hash(recipe),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "machine": machine(parts.device) | {"processes": parts.processes.world},
+        **({"rounds": [rounded(made.to_plain()) for made in report.rounds]} if report.rounds else {}),
         **({} if report.shrinkage is None else shrinkage_record(recipe, report.shrinkage, per_epoch)),
     }
+
+
+def rounded(thing: Any) -> Any:
+    """The same with six digits of every fraction, as plain mappings and lists."""
+    if isinstance(thing, dict):
+        return {key: rounded(value) for key, value in thing.items()}
+    if isinstance(thing, list):
+        return [rounded(value) for value in thing]
+    return float(f"{thing:.6g}") if isinstance(thing, float) else thing
 
 
 def shrinkage_record(recipe: Recipe, made: Shrinkage, per_epoch: int) -> dict[str, Any]:
@@ -65,6 +76,7 @@ def shrinkage_record(recipe: Recipe, made: Shrinkage, per_epoch: int) -> dict[st
         "widths": {name: list(pair) for name, pair in made.widths.items()},
         "cuts": [
             {"step": x.step, "epoch": x.step / per_epoch, "reason": x.reason, "macs": x.macs, "params": x.params}
+            | ({} if x.norms is None else {"norms": x.norms.content()})
             for x in made.cuts
         ],
         "checks": [[check.step, check.similarity, check.score] for check in made.checks],

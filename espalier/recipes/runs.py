@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import torch
 
+from espalier.atomic import replacing
 from espalier.errors import EspalierError
 from espalier.recipes.recipe import load_recipe, recipe_hash, to_yaml
 from espalier.recipes.spec import Recipe
@@ -24,12 +25,12 @@ RECIPE, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
     "model.safetensors",
     "result.json",
 )
-FAILURE = "failed.json"
+FAILURE, LOG = "failed.json", "train.log"
 
 
 def run_name(recipe: Recipe) -> str:
     """Folder name of a recipe's run, such as `digits-ocp-0.9-s0-1a2b3c4d` or `digits-ocsp-keep-macs-0.5-s0-1a2b3c4d`."""
-    target = f"{recipe.pruning.sparsity or 0.0:g}"
+    target = "ratios" if recipe.pruning.args.get("ratios") else f"{recipe.pruning.sparsity or 0.0:g}"
     if recipe.pruning.budget:
         target = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in recipe.pruning.budget.items())
     name = recipe.name or f"{recipe.model.name}-{recipe.data.name}"
@@ -63,21 +64,16 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         EspalierError: the disk is full; the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise disk_error(error, path) from None
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files of a process that was killed while writing. Needs the lock."""
-    for temporary in (*folder.glob(".*.tmp"), *folder.glob(".*.part")):
+    for temporary in folder.glob(".*.part"):
         temporary.unlink(missing_ok=True)
 
 
@@ -116,6 +112,17 @@ def locked(folder: Path) -> Iterator[None]:
                 f"Another process is writing to {str(folder)!r}: wait for it, or choose another folder."
             ) from None
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is writing there; False where the system cannot tell."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except EspalierError:
+        return True
 
 
 @contextmanager
@@ -184,6 +191,14 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not isinstance(result, dict) or "test_acc" not in result:
         raise EspalierError(f"{str(folder / RESULT)!r} is damaged: delete it to train that run again.")
     return result
+
+
+def read_failure(folder: Path) -> str:
+    """Why a run has failed, as its `failed.json` says."""
+    try:
+        return str(json.loads((folder / FAILURE).read_text(encoding="utf-8"))["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"unknown, see {LOG}"
 
 
 def machine(device: torch.device) -> dict[str, Any]:

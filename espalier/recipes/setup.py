@@ -17,12 +17,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import espalier as es
 from espalier.errors import EspalierError
-from espalier.recipes.optim import LRCurve, build_optimizer
+from espalier.recipes.optim import LRCurve, build_optimizer, restart_steps
 from espalier.recipes.processes import Processes
-from espalier.recipes.pruning import build_method
+from espalier.recipes.pruning import build_method, lr_restarts
 from espalier.recipes.spec import DataSpec, Recipe
-from espalier.tasks.classification.data import Augment, Data, open_data
+from espalier.tasks.classification.data import SOURCES, Augment, Data, open_data
 from espalier.tasks.classification.models import build_model, builder_of
+from espalier.tasks.names import unknown
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,8 +59,7 @@ class Training:
     @property
     def settled(self) -> bool:
         """Whether the method has made its last cut; true for methods that make none."""
-        shrinkage = self.pruner.run.shrinkage()
-        return shrinkage is None or (bool(shrinkage.cuts) and shrinkage.cuts[-1].reason != "faded")
+        return not getattr(self.pruner.run, "searching", False)
 
     def save(self, model: nn.Module, path: Path) -> None:
         """Write `model` or its average, with how it is built and the shape of its images, so that the file needs no recipe."""
@@ -91,7 +91,7 @@ def build_training(recipe: Recipe, processes: Processes) -> Training:
         EspalierError: a name, path or combination does not fit; always before training starts.
     """
     device, train = processes.device, recipe.train
-    build_method(recipe.pruning, epochs=train.epochs)  # what is wrong with it is said before the data is read
+    restarts = lr_restarts(recipe)  # what is wrong with the method is said before the data is read
     data = open_recipe_data(recipe, processes)
     if len(data.train) == 0:
         raise EspalierError(f"The training split is smaller than one batch of {train.batch_size}: lower train.batch_size.")
@@ -123,7 +123,7 @@ def build_training(recipe: Recipe, processes: Processes) -> Training:
     scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
     # Dropout and the like draw from here on; each process draws its own numbers.
     seed_everything(recipe.seed * 1000 + processes.rank)
-    curve = LRCurve(recipe.lr_schedule, recipe.optimizer.lr, total_steps)
+    curve = LRCurve(recipe.lr_schedule, recipe.optimizer.lr, total_steps, restart_steps(restarts, total_steps))
     return Training(recipe, processes, data, model, net, optimizer, curve, pruner, ema, scaler)
 
 
@@ -180,6 +180,18 @@ def open_recipe_data(recipe: Recipe, processes: Processes) -> Data:
     )
 
 
+def check_data(recipe: Recipe) -> None:
+    """Find the recipe's data, before many runs each fail to; nothing is decoded.
+
+    Raises:
+        EspalierError: it is not there, or not what the recipe says.
+    """
+    spec = recipe.data
+    if spec.name not in SOURCES:
+        raise unknown("data set", spec.name, SOURCES)
+    SOURCES[spec.name](data_path(spec), download=spec.download)
+
+
 def data_path(spec: DataSpec) -> str | None:
     """The data's path with `~` written out."""
     return None if spec.path is None else str(Path(spec.path).expanduser())
@@ -203,9 +215,12 @@ def build_recipe_model(recipe: Recipe, data: Data) -> nn.Module:
     return model
 
 
-def build_fresh_model(recipe: Recipe, data: Data) -> nn.Module:
-    """The recipe's model as its constructor makes it, whatever weights it starts from."""
-    return build_recipe_model(recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})}), data)
+def build_dense_model(recipe: Recipe, data: Data) -> nn.Module:
+    """The recipe's model in the shapes that its training began with; its values mean nothing, and nothing is fetched."""
+    spec = recipe.model
+    if spec.weights is not None and not _written_by_espalier(Path(spec.weights).expanduser()):  # others never change shapes
+        recipe = recipe.model_copy(update={"model": spec.model_copy(update={"weights": None})})
+    return build_recipe_model(recipe, data)
 
 
 @torch.no_grad()

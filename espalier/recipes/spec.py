@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from espalier.records.numbers import budgets_in
 
@@ -81,6 +82,17 @@ class LRScheduleSpec(BaseModel):
     momentum_range: tuple[float, float] = (0.85, 0.95)
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = Field(default=0.1, gt=0)
+    restart_at: tuple[float, ...] | None = Field(default=None, description="shares at which the schedule starts over")
+    restart_scale: float | None = Field(
+        default=None, gt=0, description="highest rate after a restart, as a share of lr; null: 1"
+    )
+
+    @field_validator("restart_at")
+    @classmethod
+    def _rising(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if shares is not None and not all(low < high for low, high in pairwise((0.0, *shares, 1.0))):
+            raise ValueError("rising shares above 0 and below 1, such as [0.667]")
+        return shares or None
 
 
 class CheckpointSpec(BaseModel):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from espalier.recipes.compare import Outcome
+from espalier.recipes.carrying import Outcome
 from espalier.recipes.runs import write_atomically
 from espalier.records import read_run
 from espalier.records.numbers import duration
@@ -152,7 +152,7 @@ def write_table(lines: list[Line], out: Path, name: str) -> tuple[Path, Path]:
 def _line(row: Row, done: set[Path]) -> Line:
     finished = [run for run in row.runs if run.folder in done]
     made: list[Shrunk] = [run.shrunk for run in finished if run.shrunk is not None]
-    cuts = [shrunk.cuts[-1] for shrunk in made if shrunk.cuts]
+    cuts = [cut for shrunk in made if (cut := shrunk.last_cut) is not None]
     accuracies = [run.test_acc for run in finished]
     return Line(
         row.epochs,

@@ -169,6 +169,8 @@ def test_a_stopped_comparison_stops_its_runs_and_continues(tmp_path: Path, recip
         (("train", "digits", "data=nothing"), "digits"),
         (("train", "resnet20-cifar10", "data.path=/nowhere"), "/nowhere"),
         (("compare", "digits", "--methods", "ocp,what"), "'what' is unknown"),
+        (("compare", "resnet20-cifar10", "data.path=/nowhere"), "/nowhere"),
+        (("compare", "digits", "data=digit"), "did you mean"),
         (("compare", "digits", "--sparsity", "0.9;0.95"), "--sparsity takes numbers separated by commas"),
         (("compare", "digits", "--sparsity", "90"), "90"),
         (("compare", "digits", "--methods", "epi,dense", "--sparsity", "0.5"), "None of epi, dense takes --sparsity"),
@@ -224,7 +226,7 @@ def test_ready_recipes_are_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     method = build_method(recipe.pruning, epochs=recipe.train.epochs, steps_per_epoch=100)
-    targets = recipe.pruning.budget or {"sparsity": recipe.pruning.sparsity}
+    targets = recipe.pruning.budget or {"sparsity": recipe.pruning.args.get("ratios") or recipe.pruning.sparsity}
     assert {key: getattr(method, key) for key in targets} == targets
     assert method.cuts == bool(recipe.pruning.budget)
     assert path.read_text().startswith("# ")

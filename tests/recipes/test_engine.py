@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_stays(
     with pytest.raises(EspalierError, match="disk is full"):
         engine.train(recipe, tmp_path, quiet=True)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["position"]["epoch"] == 1
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not list(tmp_path.glob(".*.part"))
     assert engine.train(recipe, tmp_path, quiet=True)["epochs"] == 3
 
 

@@ -1,10 +1,12 @@
 """Learning rate curves against torch's schedulers, and who gets weight decay."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from espalier.recipes.optim import LRCurve, build_optimizer
+from espalier.recipes.optim import LRCurve, build_optimizer, restart_steps
 from espalier.recipes.spec import LRScheduleSpec, OptimizerSpec
 
 STEPS = 40
@@ -48,10 +50,29 @@ def test_multi_step_constant_and_warm_up() -> None:
     assert warm[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
+@pytest.mark.parametrize("name", ["one-cycle", "cosine", "multi-step", "constant"])
+def test_restarts_are_schedules_one_after_the_other(name: str) -> None:
+    spec = LRScheduleSpec(name=name, restart_scale=0.1)  # type: ignore[arg-type]
+    whole = LRCurve(spec, 1.0, 60, restarts=(20, 45))
+    parts = [LRCurve(spec, 1.0, 20), LRCurve(spec, 0.1, 25), LRCurve(spec, 0.1, 15)]
+    apart = [(part.lr_at(step), part.momentum_at(step)) for part in parts for step in range(part.total_steps)]
+    assert [(whole.lr_at(step), whole.momentum_at(step)) for step in range(60)] == apart
+
+
+def test_a_restart_comes_with_the_first_step_after_a_planned_cut() -> None:
+    for total in (7, 30, 999, 7020):
+        for share in (0.1, 1 / 3, 0.5, 2 / 3):
+            (first,) = restart_steps((share,), total)
+            assert first == math.ceil(share * total - 1e-9)
+    assert restart_steps((), 30) == restart_steps((0.0, 1.0), 30) == ()
+
+
 @pytest.mark.parametrize("total", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", ["one-cycle", "cosine", "multi-step", "constant"])
 def test_tiny_budgets_give_sane_rates(name: str, total: int) -> None:
     curve = LRCurve(LRScheduleSpec(name=name), 1.0, total)  # type: ignore[arg-type]
+    assert all(0 < curve.lr_at(step) <= 1 for step in range(total))
+    curve = LRCurve(LRScheduleSpec(name=name), 1.0, total, restart_steps((0.4, 0.5), total))  # type: ignore[arg-type]
     assert all(0 < curve.lr_at(step) <= 1 for step in range(total))
 
 

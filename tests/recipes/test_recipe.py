@@ -9,7 +9,7 @@ from espalier.errors import EspalierError
 from espalier.methods.frame.structured import BUDGETS
 from espalier.recipes.arguments import parse_pattern
 from espalier.recipes.compare import read_entries
-from espalier.recipes.pruning import as_prune_at, build_method, for_method
+from espalier.recipes.pruning import as_prune_at, build_method, for_method, lr_restarts
 from espalier.recipes.recipe import load_recipe, parse_recipe, recipe_hash, to_yaml
 from espalier.recipes.spec import PruningSpec
 from espalier.records import numbers
@@ -52,6 +52,8 @@ def test_overrides_reach_nested_keys_and_keep_the_rest_of_a_section() -> None:
         (["train.epochs=0"], "'train.epochs' should be greater than 0"),
         (["train.precision=fp8"], "should be 'fp32', 'bf16' or 'fp16', but is 'fp8'"),
         (["pruning.sparsity=1.5"], "'pruning.sparsity' should be less than 1"),
+        (["lr_schedule.restart_at=[0.5,0.4]"], "'lr_schedule.restart_at' should be rising shares above 0 and below 1"),
+        (["lr_schedule.restart_at=[1.0]"], "'lr_schedule.restart_at' should be rising shares above 0 and below 1"),
         (["optimizer.name=sdg"], "'optimizer.name' should be 'sgd'"),
         (["epochs"], "must have the form key=value"),
         (["seed.epochs=3"], "'seed' is a value, not a section"),
@@ -107,6 +109,34 @@ def test_hashes_of_recipes_stay_what_they_were() -> None:
     recipes = Path(__file__).resolve().parents[2] / "recipes"
     assert recipe_hash(load_recipe(recipes / "resnet20-cifar10.yaml")) == "b852f9105c44d343"
     assert recipe_hash(load_recipe(recipes / "digits.yaml")) == "b3e8e93f9c94489d"
+    assert recipe_hash(load_recipe(recipes / "ocsp-resnet20-cifar10.yaml")) == "dbfb66a0c9ae1b44"
+    assert recipe_hash(load_recipe(recipes / "epi-resnet20-cifar10.yaml")) == "3b243aac4ddffd63"
+
+
+def test_a_key_that_came_later_counts_only_where_it_says_something() -> None:
+    one = parse_recipe(PLAIN)
+    assert recipe_hash(one) == recipe_hash(parse_recipe(PLAIN, ["lr_schedule.restart_at=null", "lr_schedule.restart_at=[]"]))
+    others = (["lr_schedule.restart_at=[0.5]"], ["lr_schedule.restart_at=[0.6]"], ["lr_schedule.restart_scale=0.1"])
+    assert len({recipe_hash(one), *(recipe_hash(parse_recipe(PLAIN, more)) for more in others)}) == 4
+
+
+def test_stages_of_a_method_restart_the_learning_rate_on_request() -> None:
+    def restarts(section: dict[str, object], *more: str) -> tuple[float, ...]:
+        return lr_restarts(parse_recipe(PLAIN | {"pruning": {"keep_macs": 0.5} | section}, more))
+
+    assert restarts({"method": "train-prune-finetune"}) == ()
+    assert restarts({"method": "train-prune-finetune", "restart_lr": False}) == ()
+    assert restarts({"method": "train-prune-finetune", "restart_lr": True}) == (1 / 3, 2 / 3)
+    assert restarts({"method": "prune-at", "at_epoch": 4, "restart_lr": True}, "train.epochs=10") == (0.4,)
+    assert restarts({"method": "network-slimming", "at": 0.6, "restart_lr": True}) == (0.6,)
+    assert restarts({"method": "greg", "restart_lr": True}) == (0.4,)
+    assert restarts({"method": "ocsp"}, "lr_schedule.restart_at=[0.3,0.5]") == (0.3, 0.5)
+    with pytest.raises(EspalierError, match=r"lr_schedule.restart_at or pruning.restart_lr, not both"):
+        restarts({"method": "greg", "restart_lr": True}, "lr_schedule.restart_at=[0.3]")
+    spec = PruningSpec(method="train-prune-finetune", keep_macs=0.5, restart_lr=True)
+    assert for_method(spec, "ocsp").args == {"keep_macs": 0.5}
+    own = read_entries("train-prune-finetune:restart_lr=true")[0].own
+    assert for_method(for_method(spec, "ocsp"), "train-prune-finetune", own=own).args == spec.args
 
 
 def test_hash_names_the_experiment_not_its_circumstances() -> None:
@@ -153,6 +183,9 @@ def test_hash_names_the_experiment_not_its_circumstances() -> None:
         ({"method": "ocsp", "keep_macs": 0.5, "indicator": {"name": "jaccard", "lags": 2}}, "did you mean 'lag'?"),
         ({"method": "ocsp", "keep_macs": 0.5, "indicator": {"name": "jaccard", "lag": "two"}}, "lag counts checks"),
         ({"method": "ocsp", "keep_macs": 0.5, "latest": "soon"}, "are shares; got 'soon'"),
+        ({"method": "ocsp", "keep_macs": 0.5, "restart_lr": True}, "'ocsp' has no stages that are known beforehand"),
+        ({"method": "ocp", "sparsity": 0.5, "restart_lr": True}, "'ocp' has no stages that are known beforehand"),
+        ({"method": "greg", "keep_macs": 0.5, "restart_lr": 3}, "pruning.restart_lr is true or false; got 3"),
     ],
 )
 def test_pruning_mistakes(pruning: dict[str, object], words: str) -> None:

@@ -143,6 +143,21 @@ def test_an_epoch_stands_for_its_share_of_the_training(tmp_path: Path, tiny: Tin
     assert [(cut["step"], cut["epoch"], cut["reason"]) for cut in result["cuts"]] == [(20, 2.0, "planned")]
 
 
+def test_three_stages_each_with_a_schedule_of_its_own(tmp_path: Path, tiny: Tiny) -> None:
+    pruning = "pruning={method: train-prune-finetune, keep_macs: 0.5, restart_lr: true, checks_per_epoch: 5}"
+    more = ("lr_schedule={name: cosine, restart_scale: 0.5}", "optimizer.lr=0.08", "train.checkpoint_every.steps=1")
+    recipe = cutting(tiny, pruning, *more)
+    result = engine.train(recipe, tmp_path / "whole", quiet=True)
+    assert [(cut["step"], cut["reason"]) for cut in result["cuts"]] == [(20, "planned")]
+    curve = build_training(recipe, Processes()).curve
+    assert [round(curve.lr_at(step), 4) for step in (0, 5, 10, 15, 20, 25)] == [0.08, 0.04, 0.04, 0.02, 0.04, 0.02]
+    rates = [row["lr"] for row in runs.read_metrics(tmp_path / "whole")]  # of the last step of each epoch
+    assert rates == pytest.approx([curve.lr_at(step) for step in (9, 19, 29)])
+    assert interrupt(recipe, tmp_path / "killed", 21) == -signal.SIGKILL
+    assert interrupt(recipe, tmp_path / "killed", -1) == 0
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "killed/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("pruning", "words"),
     [
