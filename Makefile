@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	"$$python" -m venv .venv
 	@$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
 	@$(BIN)/python -m pip install -qq -c constraints.txt hatchling editables
-	@$(BIN)/python -m pip install -qq -c constraints.txt --no-build-isolation -e '.[train,vision,export,track,dev]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt --no-build-isolation -e '.[train,vision,export,track,ray,optuna,dev]'
 	@touch $@
 
 demo: $(READY)

@@ -1,8 +1,8 @@
 """What the structure engine costs, as ratios to a forward pass of the same model in the same process.
 
 1. ``trace``: ``es.trace`` without and with its trial cut, against one forward at batch 1 (eval, no gradients). With
-   ``--torch-pruning PYTHON`` the same for Torch-Pruning's dependency graph, in a process of its own (see
-   ``benchmarks/coverage/theirs.py`` for how to make that environment).
+   ``--torch-pruning PYTHON`` the same for Torch-Pruning's dependency graph, and for the graph with its groups, which
+   ``es.trace`` returns too, in a process of its own (see ``benchmarks/coverage/theirs.py`` for that environment).
 2. ``meta``: a trace of models that were never given memory.
 3. ``search`` and ``cut``: a budget of half the MACs of ResNet-50, and the cut with SGD momentum.
 4. ``step``: a training step of ResNet-18 cut to multiples of 16 beside one whose layers were built so, interleaved.
@@ -140,7 +140,9 @@ for name in NAMES:
     forward(model, x)
     try:
         graph = seconds(lambda: tp.DependencyGraph().build_dependency(model, x), int(sys.argv[1]))
-        rows[name] = {"graph_s": graph, "ratio": graph / seconds(lambda: forward(model, x), int(sys.argv[1]))}
+        groups = seconds(lambda: list(tp.DependencyGraph().build_dependency(model, x).get_all_groups()), int(sys.argv[1]))
+        plain = seconds(lambda: forward(model, x), int(sys.argv[1]))
+        rows[name] = {"graph_s": graph, "graph_and_groups_s": groups, "ratio": graph / plain}
     except Exception as error:
         rows[name] = {"error": str(error)[:200]}
 print(json.dumps(rows))

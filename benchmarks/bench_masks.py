@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from common import compare, interleaved, peak_memory_mib, write
+from common import compare, interleaved, peak_memory_mib, step_of, write
 from torch import nn
 from torch.nn.utils import prune
 
@@ -37,20 +37,6 @@ def make() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = build_model("resnet18", num_classes=10).to(memory_format=torch.channels_last)
     return model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-
-
-def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, batch: int, *, bf16: bool = False) -> Callable[[], None]:
-    x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (batch,))
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def whole_run(steps: int, dense_rounds: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import compare, interleaved, seconds, write
+from common import compare, interleaved, seconds, step_of, write
 from torch import nn
 
 import espalier as es
@@ -41,20 +41,6 @@ def make(name: str, *, classes: int = 10) -> tuple[nn.Module, torch.optim.Optimi
         model = torchvision().models.get_model(name, weights=None)
     model = model.to(memory_format=torch.channels_last)
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4), torch.randn(1, 3, size, size)
-
-
-def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, batch: int = BATCH) -> Callable[[], None]:
-    x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (batch,))
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def check(name: str, rounds: int) -> dict[str, float]:
@@ -84,7 +70,7 @@ def shrink(name: str, rounds: int) -> dict[str, Any]:
         ("epi-taylor", es.EPI(keep_macs=0.5, check_every=10**6, latest=1.0)),
     ):
         model, optimizer, x = make(name)
-        step = step_of(model, optimizer)
+        step = step_of(model, optimizer, BATCH, bf16=True)
         if method is not None:
             pruner = es.Pruner(model, optimizer, method, total_steps=10**6, example_inputs=x)
             step()
@@ -112,7 +98,7 @@ def after(name: str, rounds: int) -> dict[str, Any]:
     variants: dict[str, Callable[[], None]] = {}
     widths: dict[str, Any] = {}
     dense, optimizer, x = make(name)
-    variants["dense"] = step_of(dense, optimizer)
+    variants["dense"] = step_of(dense, optimizer, BATCH, bf16=True)
     for label, round_to in (("cut", None), ("cut to odd widths", 1)):
         model, optimizer, x = make(name)
         with warnings.catch_warnings():
@@ -123,12 +109,13 @@ def after(name: str, rounds: int) -> dict[str, Any]:
         assert shrinkage is not None
         widths[label] = {"keep_macs": shrinkage.keep_macs, "widths": {k: v[1] for k, v in shrinkage.widths.items()}}
         pruner.detach()
-        variants[label] = step_of(model, optimizer)
+        variants[label] = step_of(model, optimizer, BATCH, bf16=True)
         if label == "cut":
             native = copy.deepcopy(model)
             for parameter in native.parameters():  # fresh storage in plain order, as a constructor gives it
                 parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
-            variants["native"] = step_of(native, torch.optim.SGD(native.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4))
+            sgd = torch.optim.SGD(native.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+            variants["native"] = step_of(native, sgd, BATCH, bf16=True)
     return {"steps": compare(interleaved(variants, rounds), "dense"), "networks": widths}
 
 
