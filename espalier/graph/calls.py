@@ -57,11 +57,19 @@ class Calls:
 
     def leave(self, module: nn.Module, args: object, out: Any) -> None:
         """A hook after a module's forward."""
-        call = self._running.pop()
+        while (call := self._running.pop()).module is not module:
+            pass  # it raised, and the model went on
         self.labels.module = self._running[-1].path if self._running else ""
         if call.asked:
             call.out, call.events = out, self.labels.events[call.start :]
             self.asking[call.earlier :] = [call]
+
+    def fail(self) -> None:
+        """A module raised. The model may catch that and take another way: whoever catches it depends on what was read."""
+        call = self._running.pop()
+        self.labels.module = self._running[-1].path if self._running else ""
+        if call.asked and self._running:
+            self._running[-1].asked = True
 
     def asked(self) -> None:
         """The running module reads ``training``, its own or another's."""
@@ -87,8 +95,10 @@ def modules_followed(modules: Modules, calls: Calls) -> Iterator[None]:
 
 
 def _is_plain(module: nn.Module) -> bool:
+    kind = type(module)
     hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module).__module__.startswith("torch.nn.") and not hooked
+    replaced = "forward" in module.__dict__ or not kind.forward.__module__.startswith("torch.nn.")  # as of parametrized modules
+    return kind.__module__.startswith("torch.nn.") and not hooked and not replaced
 
 
 # -- who reads training --------------------------------------------------------------------------------------------
@@ -119,7 +129,8 @@ def set_mode(model: nn.Module, modules: Modules, *, training: bool) -> None:
 @contextlib.contextmanager
 def training_watched(modules: Modules, calls: Calls) -> Iterator[None]:
     """Follow modules, more quickly than by hooks, and take note of reads of ``training``: the modules of a replica get
-    subclasses in which it is a property, as parametrized modules of torch get theirs."""
+    subclasses in which it is a property, as parametrized modules of torch get theirs. Not for code
+    that asks for exact classes: see ``asks_for_classes``."""
     kinds: dict[type[nn.Module], type[nn.Module]] = {}
     paths = {id(module): path for path, module in modules}
     changed: list[tuple[nn.Module, type[nn.Module]]] = []
@@ -150,7 +161,11 @@ def _watched(kind: Any, calls: Calls, paths: Mapping[int, str]) -> Any:
         if path is None:  # made while the model runs
             return kind.__call__(module, *args, **kwargs)
         calls.enter(path, module, args, kwargs)
-        out = kind.__call__(module, *args, **kwargs)
+        try:
+            out = kind.__call__(module, *args, **kwargs)
+        except BaseException:
+            calls.fail()
+            raise
         calls.leave(module, args, out)
         return out
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.graph.calls import Call, Calls, Modules, can_be_watched, modules_followed, set_mode, training_watched
+from espalier.graph.classes import asks_for_classes
 from espalier.graph.integers import plain
 from espalier.graph.labels import Event, Labels, Source
 from espalier.graph.repeats import description, same_events
@@ -38,7 +39,7 @@ def both_passes(done: Passes) -> Passes:
     modules = list(model.named_modules())
     set_mode(model, modules, training=False)
     calls = Calls.of(modules, labels)
-    watch = done.meta and can_be_watched(modules)
+    watch = done.meta and can_be_watched(modules) and not asks_for_classes(modules)
     labels.adopt(named_tensors(done.model, modules))
     with labelled(modules, labels, meta=done.meta):
         before = Held(module for _, module in modules)

@@ -34,36 +34,38 @@ class Unusual(Exception):
 def description(call: Call) -> Any:
     """What decides what a call does, as a value to compare; None if that cannot be told."""
     try:
+        seen: dict[int, int] = {}  # objects that outlive the description, by id: their numbers
         with without_functions():  # plain sizes: traced ones take note of every comparison
-            given, module = _described((call.args, call.kwargs), []), _described(call.module, [])
-        return module, given, tuple(event[0] for event in call.events)
+            given = tuple([_described(part, seen) for part in (call.args, call.kwargs, call.module)])
+        return given, tuple(event[0] for event in call.events)
     except Unusual:
         return None
 
 
-def _described(value: Any, inside: list[Any]) -> Any:
+def _described(value: Any, seen: dict[int, int]) -> Any:
+    """What was seen before is described by its number alone: code may ask whether two of its objects are one."""
     value = plain(value)
     kind = type(value)
     if kind in VALUES:
         return kind, value
+    if kind is types.FunctionType and value.__closure__ is None:
+        return kind, value
+    if id(value) in seen:
+        return seen[id(value)]
+    seen[id(value)] = len(seen)
+    if kind in EMPTY and not value:
+        return kind
     if isinstance(value, Tensor):
         if not value.is_meta:
             raise Unusual
-        return kind, value.shape, value.stride(), value.dtype
-    if kind is types.FunctionType and value.__closure__ is None:
-        return kind, value
-    if kind in EMPTY and not value:
-        return kind
-    if any(value is outer for outer in inside):
-        raise Unusual
-    inside = [*inside, value]
+        return kind, value.shape, value.stride(), value.dtype, value.requires_grad
     if kind in (dict, OrderedDict):
-        return kind, tuple([(key, _described(item, inside)) for key, item in value.items()])
+        return kind, tuple([(key, _described(item, seen)) for key, item in value.items()])
     if kind in (tuple, list, torch.Size):
-        return kind, tuple([_described(item, inside) for item in value])
+        return kind, tuple([_described(item, seen) for item in value])
     if isinstance(value, nn.Module):
         attributes = [(name, item) for name, item in value.__dict__.items() if name != "training"]
-        return kind, tuple([(name, _described(item, inside)) for name, item in attributes])
+        return kind, tuple([(name, _described(item, seen)) for name, item in attributes])
     raise Unusual
 
 

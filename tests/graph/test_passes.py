@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+import types
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 import espalier as es
+from espalier.graph.classes import asks_for_classes
 from tests.graph.oracles import sizes
 
 ran: list[tuple[str, bool]] = []  # module and mode, of every forward below
@@ -123,12 +128,15 @@ def test_hooks_of_the_user_may_ask():
     assert runs(middle)[0] == ONCE  # the layer inside is run again, by itself
 
 
+KIND = operator.attrgetter("__class__")  # not a way to ask that reading the code shows
+
+
 def test_classes_are_as_before():
     kinds: list[type] = []
 
     class Kind(Noted):
         def forward(self, x: Tensor) -> Tensor:
-            kinds.append(type(self))
+            kinds.append(KIND(self))
             return super().forward(x) if self.training else self.layer(x)
 
     es.trace(nn.Sequential(Kind("middle", 4, 8), nn.Linear(8, 3)), torch.zeros(2, 4))
@@ -198,3 +206,215 @@ def test_blocks_that_do_something_else_in_training_are_all_run_again():
             return x * self.gate if self.training else x
 
     assert again(Gated(), Gated()) == [True, True]
+
+
+class Adding(nn.Module):
+    """What it adds in evaluation mode depends on what it is given, and on which of its layers are one."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        last = self.layers[0] if self.training else self.layers[-1]
+        return last(x) + (other if self.training else x)
+
+
+class Two(nn.Module):
+    """Two blocks and a layer beside them; the second block is given what the first is, or what the layer makes."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, *, beside: bool) -> None:
+        super().__init__()
+        self.stem, self.side, self.first, self.second = nn.Linear(4, 8), nn.Linear(4, 8), first, second
+        self.beside, self.head = beside, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        h = self.first(h, h)
+        return self.head(self.second(h, self.side(x) if self.beside else h))
+
+
+def groups_of(model: nn.Module) -> list[set[tuple[str, int]]]:
+    return [{(member.name, member.dim) for member in group.members} for group in es.trace(model, torch.zeros(2, 4)).groups]
+
+
+def test_a_block_given_one_tensor_twice_tells_nothing_of_one_given_two():
+    groups = groups_of(Two(Adding(nn.Linear(8, 8)), Adding(nn.Linear(8, 8)), beside=True))
+    assert any({("stem.weight", 0), ("side.weight", 0)} <= group for group in groups)
+
+
+def test_a_block_with_one_layer_twice_tells_nothing_of_one_with_two():
+    layer = nn.Linear(8, 8)
+    groups = groups_of(Two(Adding(layer, layer), Adding(nn.Linear(8, 8), nn.Linear(8, 8)), beside=False))
+    assert any({("second.layers.0.weight", 0), ("second.layers.1.weight", 0)} <= group for group in groups)
+
+
+class Gate(nn.Module):
+    """A vector to multiply with, in training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate if self.training else x
+
+
+def gated(model: nn.Module, name: str) -> bool:
+    return any((name, 0) in group for group in groups_of(model))
+
+
+def test_a_forward_of_one_module_only_may_ask():
+    def forward(self: nn.Sequential, x: Tensor) -> Tensor:
+        return Gate.forward(self, self[0](x))
+
+    middle = nn.Sequential(nn.Linear(8, 8))
+    middle.gate = nn.Parameter(torch.ones(8))
+    middle.forward = types.MethodType(forward, middle)
+    assert gated(nn.Sequential(nn.Linear(4, 8), middle, nn.Linear(8, 3)), "1.gate")
+
+
+def test_a_parametrized_module_of_the_user_may_ask():
+    middle = Gate(8)
+    nn.utils.parametrize.register_parametrization(middle, "gate", nn.Identity())
+    model = nn.Sequential(nn.Linear(4, 8), middle, nn.Linear(8, 3))
+    assert gated(model, "1.parametrizations.gate.original")
+
+
+class Raising(nn.Module):
+    def __init__(self, *, always: bool) -> None:
+        super().__init__()
+        self.always = always
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.always or not self.training:
+            raise RuntimeError
+        return x
+
+
+class Trying(Gate):
+    """Goes on where its fast way fails."""
+
+    def __init__(self, fast: nn.Module) -> None:
+        super().__init__(8)
+        self.fast, self.slow = fast, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            x = self.fast(x)
+        except RuntimeError:
+            x = self.slow(x)
+        return super().forward(x)
+
+
+def test_a_model_that_catches_errors_may_ask():
+    fast = nn.Sequential(nn.Identity(), nn.Linear(5, 5))  # torch's own, and wrong
+    assert gated(nn.Sequential(nn.Linear(4, 8), Trying(fast), nn.Linear(8, 3)), "1.gate")
+    assert gated(nn.Sequential(nn.Linear(4, 8), Trying(Raising(always=True)), nn.Linear(8, 3)), "1.gate")
+
+
+def test_a_module_that_fails_in_one_mode_makes_who_catches_it_differ():
+    class Catching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fast, self.gate = nn.Sequential(Raising(always=False)), nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.fast(x) * self.gate
+            except RuntimeError:
+                return x
+
+    assert gated(nn.Sequential(nn.Linear(4, 8), Catching(), nn.Linear(8, 3)), "1.gate")
+
+
+def is_identity(layer: nn.Module) -> bool:
+    return type(layer) is nn.Identity
+
+
+class Turner:
+    def turned(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return x.flip(1) if type(layer) is nn.Identity else x
+
+
+class Turning(nn.Module):
+    """Reverses its channels, if its layer has exactly one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table, self.turner = nn.Identity(), {nn.Identity: True}, Turner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1) if self.turns() else x
+
+    def turns(self) -> bool:
+        return type(self.layer) is nn.Identity
+
+
+class ByAttribute(Turning):
+    def turns(self) -> bool:
+        return self.layer.__class__ is nn.Identity
+
+
+class ByTable(Turning):
+    def turns(self) -> bool:
+        return self.table.get(type(self.layer), False)
+
+
+class ByHelper(Turning):
+    def turns(self) -> bool:
+        return is_identity(self.layer)
+
+
+class ByObject(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.turner.turned(self.layer, x)
+
+
+class ByProperty(Turning):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1) if self.turned else x
+
+    @property
+    def turned(self) -> bool:
+        return any(kind is nn.Identity for kind in map(type, self.children()))
+
+
+@pytest.mark.parametrize("kind", [Turning, ByAttribute, ByTable, ByHelper, ByObject, ByProperty])
+def test_code_that_asks_for_exact_classes_goes_the_way_it_always_goes(kind: type[nn.Module]):
+    model = nn.Sequential(nn.Linear(4, 8), kind(), nn.Linear(8, 3)).eval()
+    x = torch.randn(2, 4)
+    graph = es.trace(model, x)
+    with torch.no_grad():
+        model[0].weight[[0, 3]], model[0].bias[[0, 3]] = 0, 0
+        expected = model(x)
+    es.cut(model, {graph.groups[0]: [channel for channel in range(8) if channel not in (0, 3)]})
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_code_of_one_module_only_may_ask_for_classes():
+    def turned(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out.flip(1) if type(module) is nn.Identity else out
+
+    layer = nn.Identity()
+    assert not asks_for_classes([("", layer)])
+    layer.register_forward_hook(turned)
+    assert asks_for_classes([("", layer)])
+    own = nn.Identity()
+    own.forward = types.MethodType(turned, own)
+    assert asks_for_classes([("", own)])
+
+
+def test_code_that_asks_for_names_or_is_not_run_may_be_watched():
+    class Naming(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            assert type(self) is Naming
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flip(1) if type(self).__name__ == "Naming" and self.__class__.__module__ else x
+
+    assert not asks_for_classes([("", Naming())])
+    Naming.forward = Turning.forward
+    Naming.turns = Turning.turns
+    assert asks_for_classes([("", Naming())])  # methods may be replaced at any time
