@@ -26,7 +26,7 @@ def save_masks(masks: Tickets, path: str | Path) -> None:
         path: the file to write or replace.
 
     Raises:
-        EspalierError: the file cannot be written; an old one stays as it was.
+        EspalierError: something is no bool tensor, or the file cannot be written; an old one stays as it was.
 
     Example:
         >>> import tempfile
@@ -35,10 +35,13 @@ def save_masks(masks: Tickets, path: str | Path) -> None:
         ...     load_masks(f"{folder}/m.safetensors")
         {'w': tensor([[ True, False,  True]])}
     """
+    for name, mask in masks.items():
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise EspalierError(f"A mask is a bool tensor, True where the weight stays; that of {name} is {_kind(mask)}.")
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     content = save(
         {name: pack_bits(mask.detach().cpu()) for name, mask in masks.items()},
-        metadata={"format": KIND, "shapes": json.dumps(shapes, sort_keys=True)},
+        metadata={KIND: json.dumps(shapes, sort_keys=True)},  # one entry: several stand in any order
     )
     try:
         with replacing(Path(path)) as file:
@@ -61,7 +64,12 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
         raise EspalierError(f"There are no masks {str(path)!r}: es.lottery.save_masks writes such a file.") from None
     except (OSError, SafetensorError) as error:
         raise EspalierError(f"The masks {str(path)!r} cannot be read ({error}).") from None
-    if about.get("format") != KIND:
+    text = about.get("shapes") if about.get("format") == KIND else about.get(KIND)
+    if text is None:
         raise EspalierError(f"{str(path)!r} holds no masks of a ticket: es.lottery.save_masks writes such a file.")
-    shapes: dict[str, list[int]] = json.loads(about["shapes"])
+    shapes: dict[str, list[int]] = json.loads(text)
     return {name: unpack_bits(packed[name], shape, torch.device("cpu")) for name, shape in sorted(shapes.items())}
+
+
+def _kind(value: object) -> str:
+    return f"of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -44,7 +44,7 @@ def interpolate(
         points: at least 2, both ends among them.
 
     Raises:
-        EspalierError: the states do not fit together.
+        EspalierError: the states do not fit together, or not the model.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -61,11 +61,21 @@ def interpolate(
     try:
         for number in range(points):
             at = number / (points - 1)
-            model.load_state_dict({name: _between(first[name], second[name], at) for name in first})
+            _load(model, {name: _between(first[name], second[name], at) for name in first})
             found.append(Point(at, *evaluate(model)))
     finally:
         model.load_state_dict(before)
     return found
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise EspalierError(
+            f"The siblings' weights are not those of the model: give one that was built alike ({said})."
+        ) from None
 
 
 def _between(first: Tensor, second: Tensor, at: float) -> Tensor:

@@ -55,7 +55,7 @@ def next_masks(
         fraction: share of the remaining weights that goes, in (0, 1); their number is rounded up.
         keep: how many weights stay in all, in place of ``fraction``; global scope only.
         scope: "global" (one ranking over all weights; the best of every weight stays, so that no layer dies) or "local" (every
-            weight loses the same share).
+            weight loses the same share). A layer that is wholly out already stays so in both.
 
     Returns:
         Name -> bool tensor, on the devices of the weights.
@@ -77,18 +77,22 @@ def next_masks(
         raise EspalierError("scope is 'global' or, without keep, 'local'.")
     before = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()} if masks is None else masks
     _check_fit(before, weights)
-    scores = [_scores(name, weight, before[name]) for name, weight in weights.items()]
-    left = [int(before[name].sum()) for name in weights]
+    scores = {name: _scores(name, weight, before[name]) for name, weight in weights.items()}
+    left = {name: n for name, mask in before.items() if (n := int(mask.sum()))}  # a layer that is wholly out stays so
+    if not left:
+        raise EspalierError("No weight is left in the masks, so there is none to remove.")
+    ranked = [scores[name] for name in left]
     if scope == "local":
-        chosen = [
-            keep_best(score, _dropped(score, remaining_after(n, fraction))) for score, n in zip(scores, left, strict=True)
-        ]
+        stays = [remaining_after(n, fraction) for n in left.values()]
+        chosen = [keep_best(score, _dropped(score, stay)) for score, stay in zip(ranked, stays, strict=True)]
     else:
-        stay = remaining_after(sum(left), fraction) if keep is None else keep
-        if not len(scores) <= stay <= sum(left):
-            raise EspalierError(f"{stay} weights cannot stay of {sum(left)} in {len(scores)} layers, each of which keeps one.")
-        chosen = keep_best_together(scores, sum(map(len, scores)) - stay)
-    return {name: choice.view(weights[name].shape) for name, choice in zip(weights, chosen, strict=True)}
+        total = sum(left.values())
+        stay = remaining_after(total, fraction) if keep is None else keep
+        if not len(left) <= stay <= total:
+            raise EspalierError(f"{stay} weights cannot stay of {total} in {len(left)} layers, each of which keeps one.")
+        chosen = keep_best_together(ranked, sum(map(len, ranked)) - stay)
+    kept = dict(zip(left, chosen, strict=True))
+    return {name: kept.get(name, torch.zeros_like(scores[name], dtype=torch.bool)).view(w.shape) for name, w in weights.items()}
 
 
 def _scores(name: str, weight: Tensor, mask: Tensor) -> Tensor:
@@ -144,7 +148,7 @@ def density(masks: Tickets) -> float:
 def overlap(first: Tickets, second: Tickets) -> dict[str, float]:
     """Jaccard index |A and B| / |A or B| of two tickets' masks, per layer and over all under the key "".
 
-    Two random masks of density d have d / (2 - d); equal ones 1. Two layers that keep nothing agree: 1.
+    Two random masks of density d in every layer have d / (2 - d); equal ones 1. Two layers that keep nothing agree: 1.
 
     Raises:
         EspalierError: the tickets are of different weights.

@@ -216,9 +216,15 @@ class KernelShape(Pattern):
         return 1
 
     def reduce(self, scores: Tensor) -> Tensor:
-        """Rank inside each kernel: the weights of its best shape score 1, the others 0."""
+        """Rank inside each kernel: the weights of its best shape score 1, the others 0.
+
+        Of shapes with weights that score -inf those with the fewest of them come first.
+        """
         shapes = torch.tensor(kernel_shapes(), dtype=scores.dtype, device=scores.device)
-        best = (scores.reshape(-1, 9) @ shapes.T).argmax(1)
+        kernels = scores.reshape(-1, 9)
+        barred = kernels.isneginf().to(scores.dtype) @ shapes.T  # weights of each shape that are to stay out
+        sums = kernels.nan_to_num(nan=math.nan, neginf=0.0) @ shapes.T  # infinity x 0 would be NaN
+        best = sums.masked_fill_(barred > barred.amin(1, keepdim=True), -torch.inf).argmax(1)
         return shapes[best].reshape(-1)
 
     def expand(self, keep: Tensor, mask: Tensor) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 
 from espalier.methods.frame.base import Site
 from espalier.methods.frame.channelsplitting import SplitChannels
-from espalier.methods.frame.iteration import Iteration, Projection
+from espalier.methods.frame.iteration import Iterated, Iteration, Projection
 from espalier.methods.frame.losses import FixedLoss
 from espalier.methods.frame.splitting import Splitting
 from espalier.records.rounds import Round
@@ -86,10 +86,17 @@ class ADMMChannels(SplitChannels):
 class ADMMIteration(Iteration):
     """The iteration of the paper."""
 
-    def begin(self) -> None:
-        site = self.site
+    def __init__(self, method: Iterated, site: Site, weights: Mapping[str, nn.Parameter], project: Projection) -> None:
+        super().__init__(method, site, weights, project)
+        self._loss: FixedLoss | None = None
         if self.first == 0 and site.batches is not None and site.loss_fn is not None:
-            self.warn_if_untrained(FixedLoss(site, 1, self.method.name))
+            # The batch is taken here: at the first step the loader may be in mid-epoch, and start over if it is asked.
+            self._loss = FixedLoss(site, 1, method.name)
+
+    def begin(self) -> None:
+        if self._loss is not None:
+            self.warn_if_untrained(self._loss)
+            self._loss = None
 
     def update(self) -> Round:
         pair, rho = self.coupling, self.method.rho

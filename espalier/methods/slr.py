@@ -73,7 +73,8 @@ class Surrogate(Iterated):
     Args:
         s0: first step size of the multipliers.
         M, r: of alpha_k; M above 1, r between 0 and 1.
-        conditions: f is the loss on "batches" that stay the same, or the "mean" of what ``pruner.observe(loss)`` is told.
+        conditions: f is the loss on "batches" that stay the same, for which ``loss_fn`` is called with the model in evaluation
+            mode (once when the Pruner is built, then in every round), or the "mean" of what ``pruner.observe(loss)`` is told.
         check_batches: how many of the Pruner's batches those are.
         numerator: of the second ratio: "accepted" is the gap of the last accepted pair, "previous" that of the last round.
         rho, check_every, start, hard_prune_at, norm: as for ``Iterated``.
@@ -242,7 +243,8 @@ class SLRIteration(Iteration):
             )
 
     def observe(self, loss: Tensor) -> None:
-        self.loss.observe(loss)
+        if self.site.clock.step >= self.first:  # f begins with Z: the losses of a dense warm-up are no part of it
+            self.loss.observe(loss)
 
     def state_dict(self) -> dict[str, Any]:
         numbers = {name: getattr(self, name) for name in self._NUMBERS}

@@ -10,10 +10,11 @@ In the network with |w| in place of every parameter, fed with ones in evaluation
 the flow through a weight. Every layer of a chain without biases passes on the same flow, sum S = R, so a large layer has small
 scores and iterating keeps layers alive: n = 100 rounds, density^(k/n) after round k, the highest of the network stay.
 
-As in the authors' code every tensor of the model's state becomes its magnitude, biases and batch norm's running statistics
-too, and batch norm divides by the running variance (1 at initialisation). Departures: float64, since flows of deep networks
-leave float32's range (float32 where a device has no float64); the library's selection (convolutions, unless told otherwise) in
-place of all layers; at least one unit of every layer stays.
+As in the authors' code biases and batch norm's running statistics become their magnitudes, too, and batch norm divides by the
+running variance (1 at initialisation). Departures: other buffers, such as attention masks, stay what they are; float64, since
+flows of deep networks leave float32's range (the model's own types where a device has no float64, or where the forward sets
+types itself and cannot run in it); the library's selection (convolutions, unless told otherwise) in place of all layers; at
+least one unit of every layer stays.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class SynFlow(AtInit):
     The other arguments are those of ``AtInit``: scope ("global"), pattern, include, exclude.
 
     Raises:
-        EspalierError: no example inputs, a sparsity that would empty a layer, flows beyond float64.
+        EspalierError: no example inputs, a sparsity that would empty a layer, flows that are too large or all zero, a model
+            that cannot run on ones.
 
     Example:
         >>> import torch, espalier as es
@@ -57,6 +59,10 @@ class SynFlow(AtInit):
     rounds: int = 100
 
     name: ClassVar[str] = "synflow"
+    looks_at: ClassVar[str] = (
+        "that the weights are finite, that some path of weights leads from the inputs to the outputs, and that the flow along "
+        "it is not too large"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,15 +80,26 @@ class SynFlow(AtInit):
         return super().begin(site)
 
     def scores(self, site: Site, weights: Weights, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        model = site.model.eval()
+        site.model.eval()
         device = next(iter(weights.values())).device
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        problem = None
+        for dtype in (torch.float32 if device.type == "mps" else torch.float64, None):
+            try:  # the second time for a forward that sets types itself, with .float() or constants
+                return self._flows(site, weights, dtype)
+            except RuntimeError as error:
+                problem = error
+        said = " ".join(str(problem).split())
+        raise EspalierError(f"synflow cannot send ones through this model: give inputs that it takes ({said}).") from None
+
+    def _flows(self, site: Site, weights: Weights, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """The scores, computed in a floating-point type; None: in those that everything has."""
+        device = next(iter(weights.values())).device
         with torch.no_grad():
-            state = {name: _magnitude(value, wide) for name, value in _state(model).items()}
-            ones = Call.of(site.example_inputs).resized(1).map(lambda tensor: _ones(tensor.to(device), wide))
+            state = _positive_state(site.model, dtype)
+            ones = Call.of(site.example_inputs).resized(1).map(lambda tensor: _ones(tensor.to(device), dtype))
         parameters = [state[name].requires_grad_() for name in weights]
         with torch.autocast(device.type, enabled=False):
-            flow = _total(functional_call(model, state, ones.args, ones.kwargs))
+            flow = _total(functional_call(site.model, state, ones.args, ones.kwargs))
         found = torch.autograd.grad(flow, parameters, allow_unused=True)
         scores = [
             torch.zeros_like(value) if grad is None else (grad * value).abs()
@@ -91,18 +108,27 @@ class SynFlow(AtInit):
         return dict(zip(weights, _to_one(scores), strict=True))
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _positive_state(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Copies: magnitudes of parameters and of everything in norms with running statistics, all else with its sign."""
+    norms = {name.rpartition(".")[0] for name, _ in model.named_buffers() if name.rpartition(".")[2] == "running_var"}
+    state = {name: _copy(value, dtype, positive=True) for name, value in model.named_parameters()}
+    return state | {
+        name: _copy(value, dtype, positive=name.rpartition(".")[0] in norms) for name, value in model.named_buffers()
+    }
 
 
-def _magnitude(value: Tensor, wide: torch.dtype) -> Tensor:
-    """A copy; counters and indices as they are."""
-    return value.detach().to(wide).abs() if value.is_floating_point() else value.detach().clone()
+def _copy(value: Tensor, dtype: torch.dtype | None, *, positive: bool) -> Tensor:
+    """Counters and indices as they are."""
+    copy = value.detach().clone()
+    if not copy.is_floating_point():
+        return copy
+    copy = copy if dtype is None else copy.to(dtype)
+    return copy.abs() if positive else copy
 
 
-def _ones(tensor: Tensor, wide: torch.dtype) -> Tensor:
+def _ones(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Token numbers stay what they are: there is no other way into an embedding."""
-    return torch.ones_like(tensor, dtype=wide) if tensor.is_floating_point() else tensor
+    return torch.ones_like(tensor, dtype=dtype) if tensor.is_floating_point() else tensor
 
 
 def _total(outputs: Any) -> Tensor:

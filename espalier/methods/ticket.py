@@ -38,9 +38,10 @@ class Ticket(Scheduled):
         masks: a file that ``es.lottery.save_masks`` wrote; it says which weights are masked.
         sparsity: share of their weights that is zero, to be held against the file (within 0.001); None takes the file's word.
         kind: a word that tells tables what masks or weights these are, such as "random masks"; it changes nothing.
+        digest: sixteen hexadecimal digits that name the masks, whatever the file is called, to be held against the file; ""
+            takes the file's word, and the attribute has its digits.
 
     Attributes:
-        digest: sixteen hexadecimal digits that name the masks, whatever the file is called.
         share: of their weights that is zero.
 
     Raises:
@@ -61,7 +62,7 @@ class Ticket(Scheduled):
     masks: str | Path = field(repr=False)
     sparsity: float | None = None
     kind: str = field(default="", repr=False)
-    digest: str = field(init=False)
+    digest: str = ""
     share: float = field(init=False, repr=False)
     scope: str = field(default="global", init=False, repr=False)  # the rest is decided by the masks
     pattern: Pattern = field(default_factory=Weight, init=False, repr=False)
@@ -78,12 +79,17 @@ class Ticket(Scheduled):
             raise EspalierError(f"masks is a file that es.lottery.save_masks wrote; got {self.masks!r}.")
         found = load_masks(self.masks)
         share = 1 - density(found)
+        if self.sparsity is not None and (isinstance(self.sparsity, bool) or not isinstance(self.sparsity, int | float)):
+            raise EspalierError(f"sparsity is the share of zeros in the masks, such as 0.5, or None; got {self.sparsity!r}.")
         if self.sparsity is not None and abs(self.sparsity - share) > _OPEN:
             raise EspalierError(f"The masks {str(self.masks)!r} have a sparsity of {share:.4f}, not {self.sparsity:g}.")
         content = hashlib.sha256()
         for name, mask in found.items():
             content.update(f"{name} {list(mask.shape)} ".encode() + pack_bits(mask).numpy().tobytes())
-        object.__setattr__(self, "digest", content.hexdigest()[:16])
+        digest = content.hexdigest()[:16]
+        if self.digest not in ("", digest):
+            raise EspalierError(f"The masks {str(self.masks)!r} are not those that are meant: {digest}, not {self.digest}.")
+        object.__setattr__(self, "digest", digest)
         object.__setattr__(self, "share", share)
         super().__post_init__()
 

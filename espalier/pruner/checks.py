@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from espalier.cost.budgets import is_number
 from espalier.errors import EspalierError
 from espalier.methods import METHODS, Method
 from espalier.surgery import FollowsCuts
@@ -109,3 +111,12 @@ def check_followers(followers: Any, model: nn.Module) -> tuple[nn.Module, ...]:
             raise EspalierError("A follower shares its parameters with the model: give a copy (AveragedModel, deepcopy).")
         found.append(inner)
     return tuple(found)
+
+
+def check_loss(loss: Any) -> Tensor:
+    """A reported loss as a tensor, or a refusal."""
+    if is_number(loss):
+        return torch.tensor(float(loss))
+    if not isinstance(loss, Tensor) or not loss.numel():
+        raise EspalierError(f"observe takes the loss of a batch as a tensor or a number; got {loss!r}.")
+    return loss

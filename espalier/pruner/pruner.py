@@ -40,7 +40,8 @@ class Pruner:
         example_inputs: an input batch, for methods that trace the model.
         followers: models with the same parameter names that must be pruned alike (EMA, SWA).
         batches: data, for methods that need some.
-        loss_fn: ``loss_fn(model, batch) -> scalar``, for the same methods.
+        loss_fn: ``loss_fn(model, batch) -> scalar``, for the same methods. SLR and ADMM call it with the model in evaluation
+            mode, SNIP and GraSP in training mode, Force in the mode that the model is in.
         process_group: in distributed training, the group whose rank 0 decides for all.
 
     Raises:
@@ -165,9 +166,17 @@ class Pruner:
             }
         )
 
-    def observe(self, loss: Tensor) -> None:
-        """Report the training loss of a batch, for ``es.SLR(conditions="mean")``; other methods have no use for it."""
-        self.run.observe(loss)
+    def observe(self, loss: Tensor | float) -> None:
+        """Report the training loss of a batch, for ``es.SLR(conditions="mean")``; other methods have no use for it.
+
+        Args:
+            loss: a tensor, which is not read on the host (of several numbers the mean counts), or a number. Distributed: every
+                rank reports its own.
+
+        Raises:
+            EspalierError: for anything else.
+        """
+        self.run.observe(checks.check_loss(loss))
 
     def projected(self) -> AbstractContextManager[None]:
         """A look ahead: inside, the model has the weights that hard pruning would leave it now; afterwards its own again.

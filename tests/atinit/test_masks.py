@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -164,6 +165,43 @@ def test_every_pattern_in_every_scope(make_net, kind, pattern, scope):
         sum(getattr(layer, what) // sizes[layer.name] for layer in pruner.layers()) for what in ("total", "zeros")
     )
     assert removed == units // 2
+
+
+@pytest.mark.parametrize(("pattern", "share"), [(es.patterns.KernelShape(), 4 / 9), (es.patterns.NM(2, 4), 0.5)], ids=repr)
+@pytest.mark.parametrize("returns", [False, True])
+def test_patterns_of_one_sparsity_are_reached_in_rounds(make_net, monkeypatch, pattern, share, returns):
+    seen, on_the_way = [], atinit.AtInitRun._on_the_way
+
+    def watched(run, scores, sparsity):
+        masks = on_the_way(run, scores, sparsity)
+        seen.append({name: mask.clone() for name, mask in masks.items()})
+        return masks
+
+    monkeypatch.setattr(atinit.AtInitRun, "_on_the_way", watched)
+    method = es.SNIP(share, rounds=10, returns=returns, pattern=pattern, scope="local", exclude=["conv1"])
+    pruner = start(make_net(channels_last=True), method)
+    rounds = [*seen, masks(pruner)]
+    assert len(rounds) == 10
+    for number, made in enumerate(rounds, start=1):
+        for mask in made.values():
+            assert int((mask == 0).sum()) == pytest.approx((1 - (1 - share) ** (number / 10)) * mask.numel(), abs=1)
+    if not returns:
+        for before, after in itertools.pairwise(rounds):
+            assert all(not ((before[name] == 0) & (mask != 0)).any() for name, mask in after.items())
+    for mask in masks(pruner).values():
+        groups = mask.reshape(-1, 9) if share < 0.5 else mask.movedim(1, -1).reshape(-1, 4)
+        assert (groups.sum(1) == (5 if share < 0.5 else 2)).all()
+
+
+def test_synflow_keeps_kernels_together_in_its_hundred_rounds(make_net):
+    """At equal flows the best shape is that of the largest weights: no matter of chance."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False))
+    method = es.SynFlow(4 / 9, pattern=es.patterns.KernelShape(), scope="local")
+    whole = net[0].weight.detach().abs()
+    pruner = es.Pruner(net, sgd(net), method, total_steps=2, example_inputs=torch.ones(1, 3, 3, 3))
+    best = es.patterns.KernelShape().reduce(whole).view_as(whole)
+    assert torch.equal(masks(pruner)["0.weight"], best)
 
 
 def test_the_first_batches_are_summed_up_and_no_others(make_net):

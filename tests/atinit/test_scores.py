@@ -134,3 +134,59 @@ def test_synflow_survives_flows_beyond_float32():
     pruner = es.Pruner(net, optimizer, method, total_steps=2, example_inputs=torch.ones(1, 64))
     assert pruner.sparsity == pytest.approx(0.9, abs=1e-5)
     assert max(layer.sparsity for layer in pruner.layers()) < 0.95, "equal layers lose about equally much"
+
+
+class Attention(nn.Module):
+    """With a causal mask in a buffer, and numbers that are given a type on the way."""
+
+    def __init__(self, barred: float, *, types: bool) -> None:
+        super().__init__()
+        self.query, self.value, self.types = nn.Linear(6, 6), nn.Linear(6, 6), types
+        self.norm = nn.BatchNorm1d(5)
+        self.register_buffer("mask", torch.full((5, 5), barred).triu(1))
+
+    def forward(self, x):
+        x = self.norm(x.float() if self.types else x)
+        kernel = torch.eye(6) if self.types else torch.eye(6, dtype=x.dtype)
+        rows = (self.query(x) @ kernel @ x.mT + self.mask).softmax(-1)
+        return rows @ self.value(x)
+
+
+@pytest.mark.parametrize("types", [True, False])
+@pytest.mark.parametrize("barred", [-torch.inf, -100.0])
+def test_synflow_leaves_masks_alone_and_takes_forwards_that_set_types(barred, types):
+    torch.manual_seed(0)
+    net = Attention(barred, types=types)
+    found = scores_of(es.SynFlow(0.5, include=["Linear"]), net, example_inputs=torch.randn(2, 5, 6))
+    by_hand = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        for name, value in by_hand.state_dict().items():
+            if name != "mask":
+                value.abs_()
+    by_hand(torch.ones(1, 5, 6)).sum().backward()
+    expected = {name: (by_hand.get_parameter(name).grad * by_hand.get_parameter(name)).abs() for name in found}
+    highest = max(value.max() for value in expected.values())
+    for name, score in found.items():
+        assert score.dtype == (torch.float32 if types else torch.float64)
+        torch.testing.assert_close(score.float(), (expected[name] / highest).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_synflow_says_in_one_sentence_what_a_model_cannot_run():
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+    with pytest.raises(es.EspalierError, match="cannot send ones through this model") as caught:
+        scores_of(es.SynFlow(0.5, include=["*"]), net, example_inputs=torch.randn(2, 5))
+    assert "\n" not in str(caught.value)
+
+
+def test_synflow_s_scores_that_are_not_finite_are_no_matter_of_batches():
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+    nn.init.zeros_(net[1].weight)
+    with pytest.raises(es.EspalierError, match="some path of weights") as caught:
+        es.Pruner(
+            net,
+            torch.optim.SGD(net.parameters(), lr=0.1),
+            es.SynFlow(0.5, include=["*"]),
+            total_steps=2,
+            example_inputs=torch.ones(1, 6),
+        )
+    assert "batches" not in str(caught.value)

@@ -13,7 +13,7 @@ from espalier.recipes import engine, runs
 from espalier.recipes.carrying import Ended, Place
 from espalier.recipes.checkpoint import read_checkpoint
 from espalier.recipes.lottery import Draw, Settings, draw, draws_of
-from espalier.recipes.lottery_results import collect, write_results
+from espalier.recipes.lottery_results import by_chance, collect, write_results
 from espalier.recipes.recipe import load_recipe, parse_recipe, recipe_hash
 from espalier.recipes.rewinding import keep_start, plant, read_start
 from espalier.records import read_runs
@@ -260,6 +260,15 @@ def test_given_densities_replace_rounds(tmp_path):
         assert sum(int(mask.sum()) for mask in masks.values()) == round(share * total)
 
 
+def test_overlap_by_chance_is_that_of_random_masks_with_the_layers_densities():
+    first = {"thin": torch.arange(20000) < 400, "thick": torch.arange(3000) < 2400}
+    second = {"thin": torch.arange(20000) < 800, "thick": torch.arange(3000) < 1500}
+    drawn = [lottery.random_masks(masks, seed) for seed, masks in enumerate((first, second))]
+    assert by_chance(first, second) == pytest.approx(lottery.overlap(*drawn)[""], abs=0.01)
+    even = {name: torch.arange(len(mask)) < len(mask) // 5 for name, mask in first.items()}
+    assert by_chance(even, even) == pytest.approx(0.2 / 1.8)
+
+
 # -- stopping ----------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +284,25 @@ def test_stopped_anywhere_and_started_again_it_ends_alike(tmp_path):
     for row in (*whole["rows"], *parts["rows"]):
         row.pop("seconds")
     assert parts == whole
+
+
+def test_a_lottery_goes_on_under_another_path_and_after_it_was_moved(tmp_path, monkeypatch):
+    made = settings(controls=("random-masks",))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        carry(made, Path("lot"), limit=2)
+    with pytest.raises(KeyboardInterrupt):
+        carry(made, tmp_path / "lot", limit=1)
+    (tmp_path / "lot").rename(tmp_path / "moved")
+    place, outcomes, (one,) = carry(made, tmp_path / "moved")
+    assert place.done == ["round-02", "random-masks-02"]
+    assert {outcome.state for outcome in outcomes} == {"kept", "done"}
+    for number in (1, 2):
+        kept = load_recipe(one.run(number).folder / runs.RECIPE)
+        assert kept.pruning.args["masks"] == str(one.masks(number))
+    lottery.save_masks(lottery.random_masks(lottery.load_masks(one.masks(2))), one.masks(2))
+    with pytest.raises(es.EspalierError, match="another recipe"):
+        carry(made, tmp_path / "moved")
 
 
 def test_a_failed_round_ends_its_seed_and_the_others_go_on(tmp_path):

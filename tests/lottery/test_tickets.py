@@ -81,6 +81,18 @@ def test_no_layer_dies():
     assert masks["small"].sum() == 1
 
 
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_a_layer_that_is_wholly_out_stays_out(scope):
+    weights = {"gone": torch.randn(10) * 100, "here": torch.randn(20)}
+    before = {"gone": torch.zeros(10, dtype=torch.bool), "here": torch.arange(20) < 15}
+    masks = lottery.next_masks(weights, before, fraction=0.2, scope=scope)
+    assert not masks["gone"].any()
+    assert masks["here"].sum() == 12
+    assert not (masks["here"] & ~before["here"]).any()
+    with pytest.raises(es.EspalierError, match="No weight is left"):
+        lottery.next_masks(weights, {name: torch.zeros_like(mask) for name, mask in before.items()}, scope=scope)
+
+
 def test_random_masks_have_the_same_counts_in_every_layer(net):
     masks = lottery.next_masks(lottery.weights_of(net), fraction=0.7)
     one, same, other = (lottery.random_masks(masks, seed) for seed in (1, 1, 2))
@@ -147,6 +159,19 @@ def of_another_model(path):
     es.Pruner(net, sgd(net), es.Ticket(path), total_steps=2)
 
 
+def with_other_masks(path):
+    lottery.save_masks({"w": torch.tensor([True, False])}, path)
+    digest = es.Ticket(path).digest
+    assert es.Ticket(path, digest=digest) == es.Ticket(path)
+    lottery.save_masks({"w": torch.tensor([False, True])}, path)
+    es.Ticket(path, digest=digest)
+
+
+def with_sparsity_as_text(path):
+    lottery.save_masks({"w": torch.tensor([True, False])}, path)
+    es.Ticket(path, sparsity="0.5")
+
+
 def with_another_sparsity(path):
     lottery.save_masks({"w": torch.tensor([True, False])}, path)
     es.Ticket(path, sparsity=0.8)
@@ -158,12 +183,19 @@ REFUSED = {
     "foreign": (lambda path: es.Ticket(foreign(path)), "holds no masks"),
     "no path": (lambda path: es.Ticket({"w": 1}), "masks is a file"),
     "another model": (of_another_model, "are of another model"),
+    "other masks than meant": (with_other_masks, "not those that are meant"),
+    "sparsity as text": (with_sparsity_as_text, "share of zeros in the masks"),
     "another sparsity": (with_another_sparsity, "a sparsity of 0.5000, not 0.8"),
     "no fraction": (lambda path: lottery.next_masks({"w": torch.ones(3)}, fraction=1.5), "between 0 and 1"),
     "nothing left": (lambda path: lottery.next_masks({"w": torch.ones(3)}, keep=0), "cannot stay"),
     "nan": (lambda path: lottery.next_masks({"w": torch.full((3,), float("nan"))}), "not finite"),
     "other masks": (lambda path: lottery.next_masks({"w": torch.ones(3)}, {"w": torch.ones(2)}), "do not fit"),
-    "no folder": (lambda path: lottery.save_masks({"w": torch.ones(3)}, path / "a" / "b"), "could not be written"),
+    "no folder": (
+        lambda path: lottery.save_masks({"w": torch.ones(3, dtype=torch.bool)}, path / "a" / "b"),
+        "could not be written",
+    ),
+    "mask as list": (lambda path: lottery.save_masks({"w": [True]}, path), "that of w is a list"),
+    "mask of numbers": (lambda path: lottery.save_masks({"w": torch.ones(3)}, path), "that of w is of torch.float32"),
 }
 
 
@@ -193,3 +225,8 @@ def test_the_line_between_siblings_has_their_own_ends_and_leaves_the_model_alone
     assert lottery.instability(points) == 0
     with pytest.raises(es.EspalierError, match="different weights"):
         lottery.interpolate(net, before, nn.Linear(2, 2).state_dict(), evaluate)
+    for foreign in (nn.Linear(2, 2).state_dict(), SmallNet(width=4).state_dict()):
+        with pytest.raises(es.EspalierError, match="not those of the model") as caught:
+            lottery.interpolate(net, foreign, foreign, evaluate)
+        assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

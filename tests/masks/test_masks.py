@@ -154,3 +154,15 @@ def test_a_tied_weight_is_meant_by_each_of_its_names(include, exclude, expected)
     net.emb, net.mid, net.out = nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12, bias=False)
     net.out.weight = net.emb.weight
     assert list(es.masks.select_weights(net, include, exclude)) == expected
+
+
+def test_kernel_shapes_never_multiply_what_is_barred():
+    shapes = torch.tensor(es.masks.patterns.kernel_shapes(), dtype=torch.float32)
+    scores = torch.rand(50, 4, 3, 3)
+    allowed = shapes[torch.arange(200) % 13].view_as(scores)
+    kept = es.patterns.KernelShape().reduce(scores.masked_fill(allowed == 0, -torch.inf))
+    assert torch.equal(kept.view_as(scores), allowed)
+    barred = torch.rand_like(scores) < 0.6
+    kept = es.patterns.KernelShape().reduce(scores.masked_fill(barred, -torch.inf)).view(-1, 9)
+    costs = barred.view(-1, 9).float() @ shapes.T * 100 - scores.masked_fill(barred, 0.0).view(-1, 9) @ shapes.T
+    assert torch.equal(kept, shapes[costs.argmin(1)])

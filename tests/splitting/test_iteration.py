@@ -185,7 +185,7 @@ def test_conditions_that_keep_failing_are_told_once_and_training_goes_on():
 
 
 def test_a_loss_that_is_not_finite_leaves_the_multipliers_and_is_told_once():
-    values = iter([1.0, 2.0, 1.0, *[float("nan")] * 5, *[0.5] * 100])
+    values = iter([1.0, 1.0, 2.0, 1.0, *[float("nan")] * 5, *[0.5] * 100])  # the first when the Pruner is built
     trained = Trained(es.SLR(0.5, include=["*"], check_every=1), 60, loss_fn=lambda net, _: torch.tensor(next(values)))
     trained.train(1)
     before = trained.run.coupling.multipliers["weight"].clone()

@@ -4,20 +4,22 @@ A method says how weights are scored; the frame does the rest. With n ``rounds``
 
     density after round k = density^(k/n),
 
-each round scoring the network that the last one left. What is out stays out, unless the method lets it return.
+each round scoring the network that the last one left. What is out stays out, unless the method lets it return. A pattern that
+has one sparsity only (N:M, kernel shapes) is chosen in the last round; single weights that it would not keep go before.
 
-Masks are made when the Pruner is built, and anew at the first step if start weights were loaded in between. A resumed training
-takes them from its state. On several ranks the first one scores, and the others receive its masks.
+Masks are made when the Pruner is built, and anew at the first step if start weights were loaded in between, from the batches
+that were read first (that step is in mid-epoch: the loader must not start over). A resumed training takes them from its state.
+On several ranks the first one scores, and the others receive its masks.
 """
 
 from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +28,8 @@ from torch import Tensor, nn
 from espalier.criteria import Criterion
 from espalier.distributed import broadcast, is_leader
 from espalier.errors import EspalierError
+from espalier.masks import Weight
+from espalier.masks.ranking import keep_best
 from espalier.masks.trial import tried
 from espalier.methods.frame.base import Site
 from espalier.methods.frame.recalibration import undisturbed
@@ -53,6 +57,8 @@ class AtInit(Scheduled):
     criterion: Criterion | str = field(default="magnitude", init=False, repr=False)  # these three are no choice here
     every: int = field(default=1, init=False, repr=False)
     tolerance: float = field(default=0.0, init=False, repr=False)
+
+    looks_at: ClassVar[str] = "the weights, the batches and loss_fn"  # what may be wrong where scores are not finite
 
     def schedule(self) -> Constant:
         return Constant(self.sparsity)
@@ -128,6 +134,17 @@ class AtInitRun(FixedRun):
     method: AtInit
     _chosen: dict[str, Tensor]
 
+    def __init__(self, method: AtInit, site: Site) -> None:
+        self._read = None if site.batches is None else ReadOnce(site.batches)
+        super().__init__(method, site if self._read is None else replace(site, batches=self._read))
+        if self._read is not None:
+            self._read.close()
+
+    def after_update(self) -> None:
+        super().after_update()
+        if self._read is not None and self.site.clock.step:
+            self._read.kept.clear()  # no mask is made any more
+
     def _follow(self, *, exactly: bool) -> None:
         self._prune_to(self.method.sparsity)
 
@@ -155,7 +172,7 @@ class AtInitRun(FixedRun):
 
     def _in_rounds(self, sparsity: float) -> dict[str, Tensor]:
         """Units to keep after the last round, per weight."""
-        rounds, masks, keep = self.method.steps, dict[str, Tensor](), dict[str, Tensor]()
+        rounds, masks, scores = self.method.steps, dict[str, Tensor](), dict[str, Tensor]()
         whole = {name: weight.detach().clone() for name, weight in self.weights.items()}
         for turn in range(1, rounds + 1):
             with tried(self.weights, masks), undisturbed(self.site.model), torch.enable_grad():
@@ -164,18 +181,32 @@ class AtInitRun(FixedRun):
             scores = {name: _laid_out_as(whole[name], score) for name, score in scores.items()}
             if not self.method.lets_return:
                 scores |= {name: scores[name].masked_fill_(mask == 0, -torch.inf) for name, mask in masks.items()}
-            keep = self._choose(scores, sparsity if turn == rounds else 1 - (1 - sparsity) ** (turn / rounds))
-            for name, units in keep.items():
-                masks[name] = torch.ones_like(whole[name])
-                self.method.pattern.expand(units, masks[name])
-        return keep
+            if turn < rounds:
+                masks = self._on_the_way(scores, 1 - (1 - sparsity) ** (turn / rounds))
+        return self._choose(scores, sparsity)
+
+    def _on_the_way(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """Masks after a round before the last.
+
+        A pattern of one sparsity is there or not. On the way to it single weights go, and none that it would keep now: so
+        every group or kernel has enough left in the end, and what is out need not return.
+        """
+        pattern = self.method.pattern
+        masks = {name: torch.ones_like(score) for name, score in scores.items()}
+        fixed = pattern.fixed_sparsity is not None
+        for name, keep in self._choose(scores, self.method.sparsity if fixed else sparsity).items():
+            pattern.expand(keep, masks[name])
+        if fixed:
+            for (name, mask), drop in zip(masks.items(), self._drops(sparsity), strict=True):
+                guarded = scores[name].masked_fill_(mask != 0, torch.inf)  # in place: a copy has other strides
+                Weight().expand(keep_best(Weight().reduce(guarded), drop), mask)
+        return masks
 
     def _check_finite(self, scores: Mapping[str, Tensor]) -> None:
         for name, score in scores.items():
             if not torch.isfinite(score).all():
                 raise EspalierError(
-                    f"The {self.method.name} scores of {name} are not finite before training: check the weights, the "
-                    f"batches and loss_fn."
+                    f"The {self.method.name} scores of {name} are not finite before training: check {self.method.looks_at}."
                 )
 
     def _refuse_synchronised_norms(self, group: dist.ProcessGroup | None) -> None:
@@ -190,6 +221,35 @@ def _laid_out_as(weight: Tensor, score: Tensor) -> Tensor:
     """A copy with the strides of the weight, which patterns count units by; float32 at least."""
     dtype = torch.float32 if score.dtype in (torch.float16, torch.bfloat16) else score.dtype
     return torch.empty_like(weight, dtype=dtype).copy_(score.detach())
+
+
+class ReadOnce:
+    """Batches of which those that were read first are kept, and all that there is once they are closed.
+
+    Masks that are made anew at the first step are made in mid-epoch, where a loader must not be asked to start over: with
+    persistent workers that would end the running epoch.
+
+    Attributes:
+        kept: what the first reading took.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.kept: list[Any] = []
+        self._batches: Iterable[Any] | None = batches
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._batches = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._batches is None:
+            yield from self.kept
+            return
+        first = not self.kept
+        for batch in self._batches:
+            if first:
+                self.kept.append(batch)
+            yield batch
 
 
 def need_data(method: AtInit, site: Site) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.distributed import average
+from espalier.distributed import average, is_leader
 from espalier.errors import EspalierError
 from espalier.methods.frame.base import Site
 from espalier.methods.frame.recalibration import undisturbed
@@ -22,7 +22,11 @@ class Loss(ABC):
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self._device = next(site.model.parameters()).device
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the model is now: it may have moved since construction."""
+        return next(self.site.model.parameters()).device
 
     @abstractmethod
     def read(self) -> Tensor:
@@ -43,7 +47,8 @@ class FixedLoss(Loss):
     """The mean loss on the first ``count`` of the Pruner's ``batches``, always the same ones.
 
     The model runs in evaluation mode, batch norm with the running statistics of the moment: f is the loss of the network as it
-    would be used. Modes, buffers and random state are left as they were found.
+    would be used. Modes, buffers and random state are left as they were found. f is read once at construction, so that a
+    loss_fn that cannot be read in that mode is refused before training, on every rank.
     """
 
     def __init__(self, site: Site, count: int, method: str) -> None:
@@ -58,21 +63,51 @@ class FixedLoss(Loss):
             self.batches = list(islice(iter(site.batches), count))
         if not self.batches:
             raise EspalierError("batches gave nothing: give an iterable that can be read anew, such as a DataLoader.")
+        self._try_out()
 
     @torch.no_grad()
     def read(self) -> Tensor:
-        assert self.site.loss_fn is not None
-        model, losses = self.site.model, []
-        with undisturbed(model):
-            model.eval()
-            for batch in self.batches:
-                loss = self.site.loss_fn(model, batch)
-                if not isinstance(loss, Tensor) or loss.numel() != 1:
-                    raise EspalierError("loss_fn(model, batch) must return the loss as a tensor of one number.")
-                losses.append(loss.detach().float().reshape(()))
-        mean = torch.stack(losses).mean()
+        mean = self._mine()
         average(mean, self.site.process_group)
         return mean
+
+    @torch.no_grad()
+    def _mine(self) -> Tensor:
+        """f on the batches of this rank."""
+        model = self.site.model
+        with undisturbed(model):
+            model.eval()
+            return torch.stack([self._loss_of(batch) for batch in self.batches]).mean()
+
+    def _loss_of(self, batch: Any) -> Tensor:
+        assert self.site.loss_fn is not None
+        try:
+            loss = self.site.loss_fn(self.site.model, batch)
+        except EspalierError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or ["no message"])[0].rstrip(".")
+            raise EspalierError(
+                f"loss_fn(model, batch) failed, which is read with the model in evaluation mode ({type(error).__name__}: "
+                f"{reason}): let it take what the model returns in that mode."
+            ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise EspalierError("loss_fn(model, batch) must return the loss as a tensor of one number.")
+        return loss.detach().float().reshape(())
+
+    def _try_out(self) -> None:
+        """All ranks learn whether each could read its loss, so that none waits for one that has given up."""
+        problem: EspalierError | None = None
+        try:
+            self._mine()
+        except EspalierError as error:
+            problem = error
+        failed = torch.tensor(float(problem is not None), device=self._device)
+        average(failed, self.site.process_group)
+        if problem is not None:
+            raise problem
+        if self.site.process_group is not None and bool(failed):
+            raise EspalierError("Another rank could not read its loss; its own message says why.")
 
     @torch.no_grad()
     def read_shuffled(self, weights: Mapping[str, nn.Parameter]) -> Tensor:
@@ -92,6 +127,8 @@ class FixedLoss(Loss):
         return {"batches": self._checksum()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if not is_leader(self.site.process_group):
+            return  # other ranks have batches of their own, and the checksum is rank 0's
         if abs(state["batches"] - self._checksum()) > 1e-6 * abs(state["batches"]):
             warnings.warn(
                 "The batches are other ones than before the training was resumed, so the next condition compares losses on "
@@ -104,7 +141,12 @@ class FixedLoss(Loss):
 
 
 class MeanLoss(Loss):
-    """The mean of the training losses that were reported since the last value was read."""
+    """The mean of the training losses that were reported since the last value was read; over the ranks, of their means.
+
+    The sums are those of one rank. A checkpoint holds the sums of the rank that saved it, and every rank goes on with those:
+    the first value after resuming has rank 0's losses from before in the place of the others'. (All ranks cannot put their
+    sums together for a checkpoint, which rank 0 may well write alone.)
+    """
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -113,27 +155,34 @@ class MeanLoss(Loss):
 
     @torch.no_grad()
     def observe(self, loss: Tensor) -> None:
-        self._sums[0] += loss.detach().to(self._sums.device).float().mean()
+        device = self._device
+        if self._sums.device != device:
+            self._sums = self._sums.to(device)
+        loss = loss.detach().float().mean()
+        self._sums[0] += loss if loss.device.type == "cpu" else loss.to(device)  # a number of the host goes along unwaited for
         self._sums[1] += 1
         self._reported = True
 
+    @torch.no_grad()
     def read(self) -> Tensor:
-        if not self._reported:
+        mean = self._sums[0] / self._sums[1].clamp(min=1)
+        # All ranks meet here whether they were told of a loss or not, so that none waits for one that has given up.
+        row = torch.stack([mean, torch.full_like(mean, float(not self._reported))])
+        average(row, self.site.process_group)
+        if not self._reported or (self.site.process_group is not None and bool(row[1] > 0)):
             raise EspalierError(
-                "conditions='mean' needs the training loss: call pruner.observe(loss) at every step, or give batches and "
-                "loss_fn and leave conditions out."
+                "conditions='mean' needs the training loss: call pruner.observe(loss) at every step (distributed: on every "
+                "rank), or give batches and loss_fn and leave conditions out."
             )
-        mean = self._sums[0] / self._sums[1]
-        average(mean, self.site.process_group)
         self._sums.zero_()
         self._reported = False
-        return mean
+        return row[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self._sums.clone(), "reported": self._reported}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums = state["sums"].to(self._device)
+        self._sums = state["sums"].to(self._device, copy=True)  # the caller's tensor is not ours to add to
         self._reported = state["reported"]
 
 
