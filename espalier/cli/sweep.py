@@ -76,9 +76,9 @@ def sweep(
             outcomes.append(outcome)
             watch.finished(outcome)
     _say_end(ledger.rows, ledger.search, folder)
-    failed = sum(outcome.state == "failed" for outcome in outcomes)
+    failed = _failed(ledger.rows, outcomes)
     if failed:
-        typer.echo(f"{failed} of {len(outcomes)} runs failed; the same command tries them again.", err=True)
+        typer.echo(f"{len(failed)} of {len(ledger.rows)} runs failed; the same command tries them again.", err=True)
         raise typer.Exit(1)
 
 
@@ -110,7 +110,10 @@ def _place(
         return RayCluster(address or "auto", jobs=jobs, **shares)  # type: ignore[arg-type]
     from espalier.recipes.carrying import LocalProcesses
 
-    return LocalProcesses(jobs or 1, cores, gpus)
+    place = LocalProcesses(jobs or 1, cores, gpus)
+    if place.note is not None:
+        typer.echo(place.note)
+    return place
 
 
 def _numbers(text: str | None) -> list[int]:
@@ -138,6 +141,13 @@ def _say_end(rows: list[dict[str, Any]], search: dict[str, Any] | None, folder: 
         values = ", ".join(f"{key}={value}" for key, value in known.items())
         goal = next(key for key in best if key not in ("trial", "settings"))
         typer.echo(f"best of {len(search['trials'])} trials: number {best['trial']}, {goal} {best[goal]:.4f}, at {values}")
+
+
+def _failed(rows: list[dict[str, Any]], outcomes: list[Outcome]) -> set[str]:
+    """Runs that stand as failed, from now or from earlier; one whose folder cannot be written to is known by its outcome."""
+    finished = {row["run"] for row in rows if row["state"] == "finished"}
+    now = {outcome.run.folder.name for outcome in outcomes if outcome.state == "failed"}
+    return {row["run"] for row in rows if row["state"] == "failed"} | (now - finished)
 
 
 def _counts(states: Any) -> str:

@@ -25,7 +25,7 @@ def train(
     from espalier.recipes.engine import Interrupted
     from espalier.recipes.engine import train as run
     from espalier.recipes.recipe import load_recipe
-    from espalier.recipes.runs import RESULT, run_name
+    from espalier.recipes.runs import IN_USE, RESULT, FolderInUse, run_name
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
     place = folder if folder is not None else runs / run_name(loaded)
@@ -35,5 +35,8 @@ def train(
     except Interrupted as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(130) from None
+    except FolderInUse as busy:
+        typer.echo(str(busy), err=True)
+        raise typer.Exit(IN_USE) from None
     if not quiet and int(os.environ.get("RANK", "0")) == 0:
         typer.echo(f"finished before, see {place}" if finished else f"written to {place}")

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from espalier.errors import EspalierError
+
 if TYPE_CHECKING:
     from espalier.recipes.carrying import Outcome, PlannedRun
 
@@ -65,7 +67,10 @@ class Watch:
         for slot in self._slots[len(running) :]:
             self._bar.update(slot, visible=False)
         for slot, run in zip(self._slots, running, strict=False):
-            rows = read_metrics(run.folder)
+            try:
+                rows = read_metrics(run.folder)
+            except EspalierError:  # the run itself says what is wrong with the file
+                rows = []
             said = run.words or run.label.rpartition(",")[0]
             if rows:
                 said += f"  val {rows[-1]['val_acc']:.1%}  {pruned(rows[-1])}"

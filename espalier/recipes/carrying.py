@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -61,7 +62,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that is over, well or not. `code` is 0 where it went well; `error` says what did not, None: see its log."""
+    """A run that is over, well or not.
+
+    `code` is 0 where it went well, `runs.IN_USE` where another process was faster; `error` says what did not go well, None:
+    see its log.
+    """
 
     slot: int
     code: int = 0
@@ -92,11 +97,11 @@ class LocalProcesses(Place):
     Args:
         jobs: processes at a time.
         cores: of each process, which has as many threads and is kept to a set of cores of its own; None: one with several
-            jobs, no limit with a single one.
+            jobs, which share them where there are too few, no limit with a single one.
         gpus: numbers of the GPUs that the jobs share in turn; (): what the recipe's `train.device` says.
 
     Raises:
-        EspalierError: more cores or GPUs than there are.
+        EspalierError: more cores than there are.
     """
 
     def __init__(self, jobs: int, cores: int | None = None, gpus: Sequence[int] = ()) -> None:
@@ -104,6 +109,13 @@ class LocalProcesses(Place):
         self._cores = _cores_of_slots(jobs, cores)
         self._gpus = tuple(gpus)
         self._running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
+
+    @property
+    def note(self) -> str | None:
+        """That runs share cores, where they do."""
+        used = [core for cores in self._cores for core in cores or ()]
+        here = len(set(used))
+        return f"{self.slots} runs at a time share {here} core{'s' * (here != 1)}" if len(used) > here else None
 
     def start(self, run: PlannedRun, slot: int) -> None:
         environment, extra = dict(os.environ), []
@@ -144,7 +156,7 @@ def carry_out(
     """Run what is not finished, as many at a time as the place has slots; a failure is recorded and the rest goes on.
 
     A run that another process is working on (of a second sweep over the same folders, or of one that was killed and has left
-    it behind) is waited for, not started twice.
+    it behind) is waited for, not started twice. Where that shows only after the start, the run waits again.
 
     Args:
         planned: what to run.
@@ -154,9 +166,9 @@ def carry_out(
     """
     waiting: list[PlannedRun] = []
     for run in planned:
-        done = runs.read_result(run.folder)
-        if done is not None:
-            yield Outcome(run, "kept", done)
+        kept = _kept(run)
+        if kept is not None:
+            yield kept
         else:
             waiting.append(run)
     free = list(range(place.slots))
@@ -171,18 +183,22 @@ def carry_out(
                 if busy.seen(run):
                     continue
                 waiting.remove(run)
-                done = runs.read_result(run.folder)  # somebody else may have finished it meanwhile
-                if done is not None:
-                    yield Outcome(run, "kept", done)
+                over = _kept(run) or _prepare(run)  # somebody else may have finished it meanwhile
+                if over is not None:
+                    yield over
                     continue
                 slot = free.pop(0)
                 tell(f"start {run.label}")
                 running[slot] = run
-                _prepare(run)
                 place.start(run, slot)
             for ended in place.ended():
                 free.append(ended.slot)
-                yield _outcome(running.pop(ended.slot), ended)
+                run = running.pop(ended.slot)
+                if ended.code == runs.IN_USE:
+                    waiting.append(run)
+                    busy.note(run)
+                else:
+                    yield _outcome(run, ended)
             if time.monotonic() > shown + 1:
                 tick(list(running.values()))
                 shown = time.monotonic()
@@ -204,24 +220,52 @@ class _Busy:
             return True
         if not runs.is_locked(run.folder):
             return False
-        if known is None:
-            self._tell(f"wait for another process that works on {run.label}")
-        self._until[run.folder] = now + _BUSY_EVERY
+        self.note(run)
         return True
 
+    def note(self, run: PlannedRun) -> None:
+        """Another process works on this run: leave it alone for a while."""
+        if run.folder not in self._until:
+            self._tell(f"wait for another process that works on {run.label}")
+        self._until[run.folder] = time.monotonic() + _BUSY_EVERY
 
-def _prepare(run: PlannedRun) -> None:
-    """Make the folder with its recipe; the caller's names and trackers win over those of an older, otherwise equal recipe."""
-    runs.open_run(run.folder, run.recipe)
-    runs.write_atomically(run.folder / runs.RECIPE, yaml.safe_dump(resolved(run.recipe), sort_keys=False).encode())
+
+def _kept(run: PlannedRun) -> Outcome | None:
+    """The outcome of a run that is finished, or whose result cannot be read; None: it is to be started."""
+    try:
+        done = runs.read_result(run.folder)
+    except EspalierError as damaged:
+        return _failed(run, str(damaged))
+    return None if done is None else Outcome(run, "kept", done)
+
+
+def _prepare(run: PlannedRun) -> Outcome | None:
+    """Make the folder with its recipe; the caller's names and trackers win over those of an older, otherwise equal recipe.
+
+    Returns its failure if that cannot be done. What is known of an earlier failure is forgotten: the run starts anew.
+    """
+    try:
+        runs.open_run(run.folder, run.recipe)
+        runs.write_atomically(run.folder / runs.RECIPE, yaml.safe_dump(resolved(run.recipe), sort_keys=False).encode())
+    except EspalierError as error:
+        return _failed(run, str(error))
+    (run.folder / runs.FAILURE).unlink(missing_ok=True)
+    return None
 
 
 def _outcome(run: PlannedRun, ended: Ended) -> Outcome:
-    result = runs.read_result(run.folder)
-    if ended.code == 0 and result is not None:
-        return Outcome(run, "done", result)
+    if ended.code == 0:
+        kept = _kept(run)
+        if kept is not None:
+            return kept if kept.result is None else Outcome(run, "done", kept.result)
     error = ended.error or _last_words(run.folder / runs.LOG) or f"the process ended with code {ended.code}"
-    runs.write_json(run.folder / runs.FAILURE, {"error": error, "exit_code": ended.code})
+    return _failed(run, error, ended.code)
+
+
+def _failed(run: PlannedRun, error: str, code: int | None = None) -> Outcome:
+    """Record a failure in the run's folder, where there is one that can be written to."""
+    with contextlib.suppress(EspalierError):
+        runs.write_json(run.folder / runs.FAILURE, {"error": error, "exit_code": code})
     return Outcome(run, "failed", error=error)
 
 
@@ -241,7 +285,12 @@ def _cores_of_slots(jobs: int, each: int | None) -> list[list[int] | None]:
     known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if each is None and jobs == 1:
         return [None]
-    each = 1 if each is None else each
-    if known and each > len(known):
+    if known and each is not None and each > len(known):
         raise EspalierError(f"A run cannot have {each} cores of its own, there are {len(known)} here: lower --cores.")
+    if known and each is not None and jobs * each > len(known):
+        raise EspalierError(
+            f"{jobs} runs at a time cannot have {each} cores each of their own, there are {len(known)} here: lower --jobs or "
+            f"--cores."
+        )
+    each = 1 if each is None else each
     return [[known[(slot * each + k) % len(known)] for k in range(each)] if known else [] for slot in range(jobs)]

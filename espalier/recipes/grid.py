@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import EspalierError
-from espalier.recipes.grid_checks import check_model, check_recipe, files_are_there
-from espalier.recipes.recipe import apply_settings, nearest, parse_recipe, read_yaml, resolved
+from espalier.recipes.grid_checks import check_model, check_recipe, files_are_there, plain_values, refuse_hidden
+from espalier.recipes.recipe import apply_settings, nearest, parse_recipe, read_yaml, resolved, tells_apart
 from espalier.recipes.spec import Recipe
 from espalier.records.paper import Paper, read_paper
 from espalier.records.reading import flatten
@@ -83,7 +83,7 @@ def read_grid(path: Path, find: Callable[[str], Path]) -> Grid:
     Raises:
         EspalierError: it cannot be read, has an unknown key, or something in it has the wrong form.
     """
-    raw = read_yaml(path, "grid file", "'recipe' and 'grid'", "give the path of a YAML file.")
+    raw = plain_values(read_yaml(path, "grid file", "'recipe' and 'grid'", "give the path of a YAML file."), path.name)
     for key in raw:
         if key not in _KEYS:
             raise EspalierError(f"{path.name} has an unknown key {key!r}: {nearest(str(key), _KEYS)}")
@@ -120,8 +120,8 @@ def expand(grid: Grid, overrides: Sequence[tuple[str, Any]] = (), more: Mapping[
     Raises:
         EspalierError: a run's recipe is refused (the run is named), an override would do nothing, or no run is left.
     """
-    for key, _ in overrides:
-        _refuse_hidden(key, grid)
+    for key, value in overrides:
+        refuse_hidden(key, value, _set_later(grid, more or {}), grid.path.name)
     made = []
     for settings, varied in _combinations(grid):
         found = _run(grid, [*grid.common.set.items(), *overrides, *settings, *(more or {}).items()], {**varied, **(more or {})})
@@ -167,7 +167,7 @@ def _varied(settings: Sequence[tuple[str, Any]]) -> Settings:
 
 def _run(grid: Grid, settings: Sequence[tuple[str, Any]], varied: Settings) -> GridRun:
     base = dict(grid.base)
-    if any(key.partition(".")[0] == "model" or key in ("data", "data.name") for key, _ in settings):
+    if any(key in ("model", "model.name", "data", "data.name") for key, _ in settings):
         base["name"] = None  # the recipe's name would be wrong: the folder is named after model and data
     with _named(grid, varied):
         recipe = parse_recipe(apply_settings(base, settings))
@@ -196,12 +196,16 @@ def words_of(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items()) or "the recipe"
 
 
-def _refuse_hidden(key: str, grid: Grid) -> None:
+def _set_later(grid: Grid, more: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The keys that the grid sets after those of the command line, and where it does."""
     for block in (grid.common, *grid.blocks):
-        own = [*block.grid, *(block.set if block is not grid.common else ())]
-        for other in own:
-            if key == other or key.startswith(f"{other}."):
-                raise EspalierError(f"{grid.path.name} sets {other!r} itself: change it there, {key}=... would have no effect.")
+        for key in [*block.grid, *(block.set if block is not grid.common else ())]:
+            yield key, "itself"
+    for entry in grid.include:
+        for key in entry:
+            yield key, "in 'include'"
+    for key in more:
+        yield key, "in 'search'"
 
 
 def _without_excluded(grid: Grid, runs: Sequence[GridRun]) -> list[GridRun]:
@@ -239,6 +243,11 @@ def _block(raw: object, where: str) -> Block:
         if not isinstance(values, list) or not values:
             raise EspalierError(
                 f"{where} needs a list of values for {key!r}, such as {key}: [{values}]; one value goes into 'set'."
+            )
+        if len(values) > 1 and not tells_apart(key):
+            raise EspalierError(
+                f"{where} varies {key!r}, but runs that differ in nothing else are one experiment with one folder: put one "
+                f"value into 'set'."
             )
     return Block(_mapping(block.get("set") or {}, "'set'", where), varied)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from espalier.errors import EspalierError
 from espalier.recipes.pruning import build_method
 from espalier.recipes.setup import data_path
-from espalier.recipes.spec import ModelSpec, Recipe
+from espalier.recipes.spec import SHORTHAND, ModelSpec, Recipe
+from espalier.records.reading import flatten
 from espalier.tasks.classification.data import data_names
 from espalier.tasks.classification.models import build_model
 from espalier.tasks.names import unknown
@@ -54,3 +59,51 @@ def check_model(spec: ModelSpec) -> None:
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise EspalierError(f"The recipe's model section does not fit the model {spec.name!r} ({reason}).") from error
+
+
+def plain_values(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a grid file says with its dates turned into texts, so that all of it fits into JSON.
+
+    Raises:
+        EspalierError: a number is infinite or not a number, or YAML has made something else of a value; names the key.
+
+    Example:
+        >>> plain_values({"paper": {"source": datetime.date(2022, 1, 1)}}, "grid.yaml")
+        {'paper': {'source': '2022-01-01'}}
+    """
+    return {_text(key): _plain(value, str(key), where) for key, value in raw.items()}
+
+
+def _plain(value: Any, key: str, where: str) -> Any:
+    if isinstance(value, dict):
+        return {_text(inner): _plain(one, str(inner), where) for inner, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one, key, where) for one in value]
+    value = _text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise EspalierError(f"{where} has the value {value} for {key!r}: give a finite number.")
+    if value is not None and not isinstance(value, str | int | float):
+        raise EspalierError(f"{where} has a value for {key!r} that is no number, text, list or mapping: {value!r}.")
+    return value
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, datetime.date | datetime.time) else value
+
+
+def refuse_hidden(key: str, value: object, later: Iterable[tuple[str, str]], where: str) -> None:
+    """Refuse a setting of the command line that the grid would undo.
+
+    Args:
+        key, value: the setting.
+        later: keys that apply after it, and where they stand, in words.
+        where: the file.
+
+    Raises:
+        EspalierError: names the key that undoes it.
+    """
+    whole = {f"{key}.{SHORTHAND[key]}": value} if key in SHORTHAND and isinstance(value, str) else {key: value}
+    parts = {key, *(name for name, _ in flatten(whole))}
+    for other, place in later:
+        if any(part == other or part.startswith(f"{other}.") for part in parts):
+            raise EspalierError(f"{where} sets {other!r} {place}: change it there, {key}=... would have no effect.")

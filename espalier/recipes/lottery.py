@@ -31,6 +31,7 @@ from espalier import lottery
 from espalier.errors import EspalierError
 from espalier.recipes import runs
 from espalier.recipes.carrying import Outcome, Place, PlannedRun, carry_out
+from espalier.recipes.engine import Interrupted
 from espalier.recipes.evaluate import evaluate
 from espalier.recipes.processes import processes
 from espalier.recipes.pruning import for_method, takes_sparsity
@@ -230,8 +231,9 @@ class Draw:
         return made
 
     def _ticket(self, masks: Path, kind: str) -> Recipe:
-        share = round(1 - lottery.density(lottery.load_masks(masks)), 6)
-        pruning = PruningSpec(method=TICKET, sparsity=share, masks=str(masks), kind=kind)  # type: ignore[call-arg]
+        found = es.Ticket(masks)
+        about = {"sparsity": round(found.share, 6), "masks": str(masks), "kind": kind, "digest": found.digest}
+        pruning = PruningSpec(method=TICKET, **about)  # type: ignore[arg-type]
         return self.dense.model_copy(update={"pruning": pruning})
 
     def _planned(self, recipe: Recipe, folder: str, words: str) -> PlannedRun:
@@ -271,7 +273,9 @@ def draw(
     """
     draws = draws_of(settings, seeds, out)
     for number in range(settings.last + 1):
-        planned = {run.folder: (one, run) for one in draws for run in one.stage(number)}
+        stages, broken = _stages(draws, number)
+        yield from broken
+        planned = {run.folder: (one, run) for one, stage in stages for run in stage}
         for outcome in carry_out([run for _, run in planned.values()], place, tell, tick):
             yield outcome
             one = planned[outcome.run.folder][0]
@@ -284,6 +288,27 @@ def draw(
     for name in settings.finders:
         ready = [one for one in draws if runs.read_result(one.finder(name).folder) is not None]
         yield from carry_out([one.found(name) for one in ready], place, tell, tick)
+
+
+def _stages(draws: list[Draw], number: int) -> tuple[list[tuple[Draw, list[PlannedRun]]], list[Outcome]]:
+    """The runs of a round for every seed, and failures of seeds whose round cannot be prepared; those leave `draws`.
+
+    Raises:
+        EspalierError: none can be, for the last one's reason.
+    """
+    stages, broken = [], []
+    for one in list(draws):
+        try:
+            stages.append((one, one.stage(number)))
+        except Interrupted:
+            raise
+        except EspalierError as error:
+            if len(draws) == 1 and not stages:
+                raise
+            run = PlannedRun(one.dense, one.folder / f"round-{number:02}", f"round {number}, seed {one.seed}")
+            broken.append(Outcome(run, "failed", error=str(error)))
+            draws.remove(one)
+    return stages, broken
 
 
 def draws_of(settings: Settings, seeds: Sequence[int], out: Path) -> list[Draw]:

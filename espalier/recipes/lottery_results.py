@@ -21,7 +21,10 @@ NOTE = (
     "moment that is rewound to; *random re-init* has the same masks and weights drawn anew, *random masks* as many weights in "
     "every layer at random places."
 )
-OVERLAP_NOTE = "Jaccard index of the masks of two seeds, mean over pairs; by chance it is density / (2 - density)."
+OVERLAP_NOTE = (
+    "Jaccard index of the masks of two seeds, mean over pairs; by chance: of masks at random places with as many weights in "
+    "every layer."
+)
 INSTABILITY_NOTE = (
     "Highest error on the line between two trainings from one start with the data in another order, minus the mean of its "
     "ends, in points of test accuracy, mean over n seeds."
@@ -90,8 +93,25 @@ def _overlaps(settings: Settings, draws: Sequence[Draw]) -> Iterable[dict[str, A
                 "seeds": [a, b],
                 "density": round(density, 9),
                 "jaccard": lottery.overlap(masks[a], masks[b])[""],
-                "by_chance": density / (2 - density),
+                "by_chance": by_chance(masks[a], masks[b]),
             }
+
+
+def by_chance(first: lottery.Tickets, second: lottery.Tickets) -> float:
+    """Jaccard index to be expected if each layer had its numbers of weights, n a and n b of n, at random places:
+
+    sum n a b / sum n (a + b - a b). Where all layers have one density d that is d / (2 - d).
+
+    >>> import torch
+    >>> by_chance({"w": torch.tensor([True, False])}, {"w": torch.tensor([True, True])})
+    0.5
+    """
+    both = either = 0.0
+    for name, mask in first.items():
+        size, ours, others = mask.numel(), int(mask.sum()), int(second[name].sum())
+        both += ours * others / size
+        either += ours + others - ours * others / size
+    return both / either if either else 1.0
 
 
 def _instabilities(settings: Settings, one: Draw) -> Iterable[dict[str, Any]]:

@@ -164,8 +164,24 @@ def recipe_hash(recipe: Recipe) -> str:
         for key in keys:
             if plain[section][key] is None:
                 del plain[section][key]
+    if plain["pruning"].get("digest"):  # masks that are named by their content may lie anywhere
+        plain["pruning"].pop("masks", None)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def tells_apart(key: str) -> bool:
+    """Whether runs whose recipes differ only in this dotted key have folders of their own.
+
+    Example:
+        >>> tells_apart("train.epochs"), tells_apart("train.threads"), tells_apart("train.checkpoint_every.epochs")
+        (True, False, False)
+    """
+    section, _, rest = key.partition(".")
+    known = _NOT_HASHED.get(section)
+    if section == "name" or not known:  # the name is in the folder's
+        return True
+    return isinstance(known, set) and rest.partition(".")[0] not in known
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -132,7 +132,7 @@ def plant(recipe: Recipe, folder: Path, weights: Path, position: Position | None
         weights: a file of `keep_start` or, with a `position`, any model.
         position: where to begin instead.
     """
-    if runs.is_locked(folder):  # somebody is training it
+    if runs.is_locked(folder, patience=1.0):  # somebody is training it
         return
     with processes(recipe.train.device) as procs, runs.claimed(folder, recipe):
         if (folder / runs.RESULT).exists() or (folder / runs.CHECKPOINT).exists():

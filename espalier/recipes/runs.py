@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,12 @@ RECIPE, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
     "result.json",
 )
 FAILURE, LOG = "failed.json", "train.log"
+IN_USE = 75  # exit code of a training whose folder another process writes to: nothing has failed, try again later
+_LOCK_PATIENCE = 1.0  # seconds: whoever asks `is_locked` holds the lock for a moment
+
+
+class FolderInUse(EspalierError):
+    """Another process is writing to the run folder."""
 
 
 def run_name(recipe: Recipe) -> str:
@@ -41,6 +48,8 @@ def run_name(recipe: Recipe) -> str:
 def open_run(folder: Path, recipe: Recipe) -> None:
     """Make the folder and leave the resolved recipe in it, or check that it belongs to this recipe.
 
+    The pruning section of a recipe that is there already is brought up to date: masks may have moved.
+
     Raises:
         EspalierError: the folder holds a run of another recipe.
     """
@@ -50,10 +59,13 @@ def open_run(folder: Path, recipe: Recipe) -> None:
         raise EspalierError(f"The run folder {str(folder)!r} cannot be made ({error.strerror}).") from None
     kept = folder / RECIPE
     if kept.exists():
-        if recipe_hash(load_recipe(kept)) != recipe_hash(recipe):
+        found = load_recipe(kept)
+        if recipe_hash(found) != recipe_hash(recipe):
             raise EspalierError(
                 f"The folder {str(folder)!r} holds a run of another recipe: choose another folder, or delete this one."
             )
+        if found.pruning != recipe.pruning:
+            write_atomically(kept, to_yaml(found.model_copy(update={"pruning": recipe.pruning})).encode())
     else:
         write_atomically(kept, to_yaml(recipe).encode())
 
@@ -93,35 +105,47 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, patience: float = _LOCK_PATIENCE) -> Iterator[None]:
     """Hold the folder for this process; the system lets go of it however the process ends.
 
+    Args:
+        folder: the run folder.
+        patience: seconds to keep trying.
+
     Raises:
-        EspalierError: another process is writing there.
+        FolderInUse: another process is writing there.
     """
     try:
         import fcntl
     except ImportError:  # not a POSIX system: go without
         yield
         return
+    deadline = time.monotonic() + patience
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise EspalierError(
-                f"Another process is writing to {str(folder)!r}: wait for it, or choose another folder."
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    raise FolderInUse(
+                        f"Another process is writing to {str(folder)!r}: wait for it, or choose another folder."
+                    ) from None
+                time.sleep(0.05)
         yield
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether another process is writing there; False where the system cannot tell."""
+def is_locked(folder: Path, patience: float = 0.0) -> bool:
+    """Whether another process is writing there; False where the system cannot tell.
+
+    Somebody else who asks the same holds the lock for a moment; with `patience`, in seconds, that is not taken for writing.
+    """
     if not (folder / ".lock").exists():
         return False
     try:
-        with locked(folder):
+        with locked(folder, patience):
             return False
-    except EspalierError:
+    except FolderInUse:
         return True
 
 

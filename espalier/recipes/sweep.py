@@ -48,20 +48,22 @@ class SweepRun:
     @property
     def state(self) -> str:
         """ "finished", "failed", "half-finished" (a checkpoint is there) or "waiting"."""
-        if (self.folder / runs.RESULT).exists():
-            return FINISHED
-        if (self.folder / runs.FAILURE).exists():
-            return FAILED
-        return STARTED if (self.folder / runs.CHECKPOINT).exists() else WAITING
+        state: str = self.row()["state"]
+        return state
 
     def row(self) -> dict[str, Any]:
-        """The run's line of `sweep.json`, read from its folder."""
-        row: dict[str, Any] = {"run": self.folder.name, "state": self.state, "settings": self.settings}
-        result = runs.read_result(self.folder)
+        """The run's line of `sweep.json`, read from its folder; a damaged result counts as a failure."""
+        row: dict[str, Any] = {"run": self.folder.name, "state": WAITING, "settings": self.settings}
+        try:
+            result = runs.read_result(self.folder)
+        except EspalierError as damaged:
+            return row | {"state": FAILED, "error": str(damaged)}
         if result is not None:
-            row |= {key: result[key] for key in _FROM_RESULT if result.get(key) is not None}
-        elif row["state"] == FAILED:
-            row["error"] = runs.read_failure(self.folder)
+            return row | {"state": FINISHED} | {key: result[key] for key in _FROM_RESULT if result.get(key) is not None}
+        if (self.folder / runs.FAILURE).exists():
+            return row | {"state": FAILED, "error": runs.read_failure(self.folder)}
+        if (self.folder / runs.CHECKPOINT).exists():
+            row["state"] = STARTED
         return row
 
 
@@ -136,6 +138,7 @@ def run_sweep(
     for outcome in carry_out([run.planned for run in limited(sweep, limit)], place, tell, tick):
         ledger.add([by_folder[outcome.run.folder]])
         yield outcome
+    ledger.add(sweep)  # another sweep may have finished some of them since
 
 
 def limited(sweep: Sequence[SweepRun], limit: int | None) -> list[SweepRun]:

@@ -22,6 +22,10 @@ _STOP_WITHIN = 120.0  # seconds for the runs under way to save their checkpoints
 _LOCK_WITHIN = 600.0  # seconds until the lock of a lost node must be free: network filesystems take a while
 
 
+class WorkerStopped(Exception):
+    """The process of a run was asked to end, its checkpoint is saved: Ray starts the run again, unless it was cancelled."""
+
+
 class RayCluster(Place):
     """Tasks on a Ray cluster, each the training of one run; Ray places them by the resources that they need.
 
@@ -53,7 +57,8 @@ class RayCluster(Place):
         self.slots = room if jobs is None else jobs
         self._threads = cpus
         # A process per run, as on one machine: what a run leaves in its process is nothing to the next one.
-        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=retries)(_train)
+        options = {"max_calls": 1, "max_retries": retries, "retry_exceptions": [WorkerStopped]}
+        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, **options)(_train)
         self._running: dict[Any, int] = {}
 
     def start(self, run: PlannedRun, slot: int) -> None:
@@ -75,11 +80,12 @@ class RayCluster(Place):
     def _end(self, task: Any) -> Ended:
         slot = self._running.pop(task)
         try:
-            error: str | None = self._ray.get(task)
+            code, error = self._ray.get(task)
         except self._ray.exceptions.RayError as lost:
-            words = str(lost).strip().splitlines() or [type(lost).__name__]
+            cause = getattr(lost, "cause", None) or lost
+            words = str(cause).strip().splitlines() or [type(cause).__name__]
             return Ended(slot, 1, f"the run was lost on the Ray cluster ({words[0].rstrip('.')})")
-        return Ended(slot, 0 if error is None else 1, error)
+        return Ended(slot, code, error)
 
 
 def _connect(ray: Any, address: str) -> None:
@@ -107,25 +113,33 @@ def _room(node: Mapping[str, float], cpus: int, gpus: float) -> int:
     return min(by_cpus, int(node.get("GPU", 0.0) / gpus)) if gpus else by_cpus
 
 
-def _train(folder: str, start_folder: str, threads: int) -> str | None:
-    """On a node: train the run of a folder from its last checkpoint on; returns why it failed, if it did."""
+def _train(folder: str, start_folder: str, threads: int) -> tuple[int, str | None]:
+    """On a node: train the run of a folder from its last checkpoint on; returns an exit code, and why it failed, if it did."""
+    from espalier.recipes.engine import Interrupted
+
     place = Path(folder)
     if not (place / runs.RECIPE).is_file():
-        return (
+        return 1, (
             f"the node {platform.node()} does not see {folder!r}: run folders must lie on a filesystem that all nodes share, "
             f"under the same path"
         )
     if os.path.isdir(start_folder):
         os.chdir(start_folder)  # relative paths in the recipe mean the same as at the command's start
     with (place / runs.LOG).open("a", encoding="utf-8", buffering=1) as log:
-        print(f"on node {_node()}", file=log)
+        print(f"on node {_node()}, process {os.getpid()}", file=log)
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
                 _train_here(place, threads)
+            except Interrupted as stopped:
+                print(stopped, file=log)
+                raise WorkerStopped(str(stopped)) from None
+            except runs.FolderInUse as busy:
+                print(busy, file=log)
+                return runs.IN_USE, str(busy)
             except EspalierError as error:
                 print(error, file=log)
-                return str(error)
-    return None
+                return 1, str(error)
+    return 0, None
 
 
 def _train_here(folder: Path, threads: int) -> None:

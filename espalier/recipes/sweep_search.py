@@ -9,7 +9,8 @@
         pruning.method: [ocp, agp]            # or a choice
 
 The study lies in `search.journal` beside the runs. A stopped search continues: trials that were under way are asked for again
-with the values that they had, which name the same run folders.
+with the values that they had, which name the same run folders; so are trials that have failed. A folder holds one search at a
+time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import EspalierError
+from espalier.recipes import runs as folders
 from espalier.recipes.carrying import Outcome, Place, PlannedRun
 from espalier.recipes.grid import Grid, expand
 from espalier.recipes.recipe import nearest
@@ -110,8 +112,6 @@ class Search:
         if self.study.direction.name.lower() != spec.direction:
             raise EspalierError(f"{str(out / JOURNAL)!r} holds a search that is to {self.study.direction.name.lower()}: "
                                 f"choose another folder with --out.")  # fmt: skip
-        self._ask_again()
-        self.study.sampler = optuna.samplers.TPESampler(seed=len(self.study.trials))
 
     def run(
         self,
@@ -120,7 +120,23 @@ class Search:
         tell: Callable[[str], None],
         tick: Callable[[Sequence[PlannedRun]], None],
     ) -> Iterator[Outcome]:
-        """Carry out trials until there are as many as wanted, several at a time where the place has room."""
+        """Carry out trials until there are as many as wanted, several at a time where the place has room.
+
+        Raises:
+            EspalierError: another search is going on in the folder.
+        """
+        with folders.locked(self._out):  # or trials of another search, which are under way, would pass for abandoned ones
+            self._ask_again()
+            self.study.sampler = self._optuna.samplers.TPESampler(seed=len(self.study.trials))
+            yield from self._carry_on(ledger, place, tell, tick)
+
+    def _carry_on(
+        self,
+        ledger: Ledger,
+        place: Place,
+        tell: Callable[[str], None],
+        tick: Callable[[Sequence[PlannedRun]], None],
+    ) -> Iterator[Outcome]:
         each = len(self._plan(lowest(self._spec)))
         ledger.search = self.summary()
         ledger.add([run for trial in self.done() for run in self._plan(trial.params)])
@@ -172,11 +188,13 @@ class Search:
             self.study.tell(trial, mean(values))
 
     def _ask_again(self) -> None:
-        """Trials that a stopped search has left under way become the next ones, with the same values."""
-        running = self._optuna.trial.TrialState.RUNNING
-        for trial in self.study.get_trials(states=(running,)):
-            self.study.enqueue_trial(trial.params, user_attrs={_CONTINUES: trial.number})
-            self.study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+        """Trials that an earlier search has left under way, or that failed, become the next ones, with the same values."""
+        states = self._optuna.trial.TrialState
+        for trial in self.study.get_trials(states=(states.RUNNING,)):
+            self.study.tell(trial.number, state=states.FAIL)
+        for trial in self.done():
+            if trial.state == states.FAIL:
+                self.study.enqueue_trial(trial.params, user_attrs={_CONTINUES: trial.number})
 
 
 def _range(key: str, given: object, where: str) -> Any:

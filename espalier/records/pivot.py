@@ -11,7 +11,7 @@ from typing import Any
 from espalier.errors import EspalierError
 from espalier.records.pairing import Paired, compare_paired
 from espalier.records.reading import Run
-from espalier.records.settings import is_dense, is_target, resolve_keys, value_of, words_of
+from espalier.records.settings import is_dense, is_goal, is_target, resolve_keys, value_of, words_of
 from espalier.records.summary import differing, mean, method_order, natural, spread
 
 VALUES = ("test_acc", "val_acc", "test_loss", "sparsity", "sparsity_all", "keep_macs", "keep_params", "seconds")
@@ -70,16 +70,44 @@ class Pivot:
         return dict(zip((*self.rows, *self.cols), (*row, *col), strict=True))
 
     def against(self, baseline: Mapping[str, object]) -> dict[tuple[Place, Place], Paired]:
-        """Every cell against the one whose `baseline` keys have the given values and that is equal otherwise."""
+        """Every cell against the one whose `baseline` keys have the given values and that is equal otherwise.
+
+        Where the baseline is a method, arguments that only one of the two methods has need not be equal, if that leaves a
+        single cell.
+        """
         found = {}
         for (row, col), cell in self.cells.items():
-            wanted = {**self.settings(row, col), **baseline}
-            place = tuple(wanted[key] for key in self.rows), tuple(wanted[key] for key in self.cols)
-            other = self.cells.get(place)
-            paired = None if other is None or place == (row, col) else compare_paired(cell.by_seed, other.by_seed)
+            place = self._partner(self.settings(row, col), baseline)
+            paired = compare_paired(cell.by_seed, self.cells[place].by_seed) if place not in (None, (row, col)) else None
             if paired is not None:
                 found[row, col] = paired
         return found
+
+    def unpaired(self, found: Mapping[tuple[Place, Place], Paired], baseline: Mapping[str, object]) -> list[Place]:
+        """Rows with a cell that `against` has found no partner for; cells of the baseline need none."""
+        alone = {
+            row
+            for row, col in self.cells
+            if (row, col) not in found and any(self.settings(row, col)[key] != value for key, value in baseline.items())
+        }
+        return [row for row in self.row_places if row in alone]
+
+    def _partner(self, own: Mapping[str, object], baseline: Mapping[str, object]) -> tuple[Place, Place] | None:
+        """The place of the cell that one with these settings is compared with; None without any, or with several."""
+        wanted = {**own, **baseline}
+        exact = tuple(wanted[key] for key in self.rows), tuple(wanted[key] for key in self.cols)
+        if exact in self.cells or "method" not in baseline:
+            return exact if exact in self.cells else None
+        places = {place: self.settings(*place) for place in self.cells}
+        rivals = [there for there in places.values() if there["method"] == baseline["method"]]
+        loose = {
+            key
+            for key in wanted
+            if key.startswith("pruning.") and not is_goal(key) and key not in baseline
+            if own[key] is None or all(there[key] is None for there in rivals)
+        }
+        fits = [place for place, there in places.items() if all(there[key] == wanted[key] for key in wanted.keys() - loose)]
+        return fits[0] if len(fits) == 1 else None
 
     def read_baseline(self, text: str) -> dict[str, object]:
         """Read `agp`, a value of the first row key that has it, or `key=value,key=value`.
@@ -155,12 +183,18 @@ def default_keys(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """What varies among runs: models, data, methods and their arguments down, targets and epochs across."""
     varying = [key for key in ("model", "data") if len({value_of(run, key) for run in runs}) > 1]
     cols = [key for key in ("target", "epochs") if len({value_of(run, key) for run in runs if not is_dense(run)}) > 1]
-    apart: dict[Place, list[Run]] = defaultdict(list)
-    keys = [*varying, "method", "target", "epochs"]
+    alike, apart = [*varying, "method"], [*varying, "method", "target", "epochs"]
+    more = {key for members in _grouped(runs, alike) for key in differing(members) if not is_goal(key)}
+    more |= {key for members in _grouped(runs, apart) for key in differing(members)}
+    return [*alike, *sorted(more)], cols
+
+
+def _grouped(runs: Iterable[Run], keys: Sequence[str]) -> Iterable[list[Run]]:
+    """Runs with equal values of the keys."""
+    groups: dict[Place, list[Run]] = defaultdict(list)
     for run in runs:
-        apart[tuple(value_of(run, key) for key in keys)].append(run)
-    more = sorted({key for members in apart.values() for key in differing(members)})
-    return [*varying, "method", *more], cols
+        groups[tuple(value_of(run, key) for key in keys)].append(run)
+    return groups.values()
 
 
 def _settings(runs: Iterable[Run]) -> set[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from espalier.records.summary import Row
+from espalier.records.settings import is_goal, is_ratio
+from espalier.records.summary import Row, differing, in_words
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ def least_budget(rows: Iterable[Row], accuracy: float) -> list[Reached]:
         rows: of `espalier.records.summary.summarise`.
         accuracy: a share in [0, 1]; nothing is interpolated between the budgets that were run.
     """
-    return _cheapest(rows, accuracy, lambda row: (row.label, row.goal), lambda row: row.epochs, lambda row: row.aim)
+    named = _by_settings(rows, lambda key: is_goal(key) and not is_ratio(key))
+    return _cheapest(named, accuracy, lambda row: row.goal, lambda row: row.epochs, lambda row: row.aim)
 
 
 def most_compression(rows: Iterable[Row], accuracy: float) -> list[Reached]:
@@ -41,7 +42,7 @@ def most_compression(rows: Iterable[Row], accuracy: float) -> list[Reached]:
     """
     pruned = [row for row in rows if not row.dense]
     plain = [row for row in pruned if row.sparsity_target or row.keep_macs is not None]
-    return _cheapest(plain, accuracy, lambda row: (row.method, row.variant, bool(row.budget), row.epochs), _kept, _epochs)
+    return _cheapest(_by_settings(plain, is_goal), accuracy, lambda row: (bool(row.budget), row.epochs), _kept, _epochs)
 
 
 def _kept(row: Row) -> float:
@@ -53,17 +54,32 @@ def _epochs(row: Row) -> str:
     return f"{row.epochs} epochs"
 
 
+def _by_settings(rows: Iterable[Row], free: Callable[[str], bool]) -> list[Row]:
+    """The rows with variants that name all settings in which the runs of their method differ, but for the `free` ones.
+
+    A row's own variant tells it from the rows of its target and epochs only: it may name nothing here, and something there.
+    """
+    methods: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        methods[row.model, row.data, row.method].append(row)
+    named = []
+    for members in methods.values():
+        keys = [key for key in differing([run for row in members for run in row.runs]) if not free(key)]
+        named += [replace(row, variant=in_words(row.runs[0], keys)) if row.runs else row for row in members]
+    return named
+
+
 def _cheapest(
-    rows: Iterable[Row],
+    rows: Sequence[Row],
     accuracy: float,
     family: Callable[[Row], Hashable],
     cost: Callable[[Row], float],
     fixed: Callable[[Row], str],
 ) -> list[Reached]:
-    families: dict[Any, list[Row]] = defaultdict(list)
+    families: dict[tuple[str, str, str, Hashable], list[Row]] = defaultdict(list)
     for row in rows:
         if row.acc_mean is not None:
-            families[row.model, row.data, family(row)].append(row)
+            families[row.model, row.data, row.label, family(row)].append(row)
     return [_of_family(members, accuracy, cost, fixed) for members in families.values()]
 
 

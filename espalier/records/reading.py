@@ -49,7 +49,8 @@ class Epoch:
 class Run:
     """One run folder. Only a finished run has `test_acc`, `layers`, `rounds` of multipliers and, if its method cuts, `shrunk`.
 
-    `budget` is what such a method was given, () for others; `failure` is why a run ended early, if it said so.
+    `budget` is what such a method was given, () for others; `images` counts those of each part of the data, {} where that was
+    not recorded; `failure` is why a run ended early, if it said so.
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class Run:
     sparsity: float | None = None
     sparsity_all: float | None = None
     params: int | None = None
+    images: Mapping[str, object] = field(default_factory=dict)
     shrunk: Shrunk | None = None
     rounds: tuple[Round, ...] = ()
     seconds: float | None = None
@@ -139,6 +141,7 @@ def read_run(folder: str | Path) -> Run:
             sparsity=_number(result.get("sparsity")),
             sparsity_all=_number(result.get("sparsity_all")),
             params=result.get("params"),
+            images=result.get("images") or {},
             shrunk=read_shrunk(result),
             rounds=tuple(map(Round.from_plain, result.get("rounds", ()))),
             seconds=_number(result.get("seconds")),

@@ -20,7 +20,8 @@ NAMES = {
     "data": "data.name",
 }
 _ALIASES = {key: name for name, key in NAMES.items() if key}
-_TARGETS = ("target", "sparsity", "budget", *(f"pruning.{key}" for key in numbers.BUDGETS))
+_TARGETS = ("target", "sparsity", "budget", "pruning.sparsity", *(f"pruning.{key}" for key in numbers.BUDGETS))
+_RATIOS = "pruning.ratios"
 
 
 def is_dense(run: Run) -> bool:
@@ -31,6 +32,16 @@ def is_dense(run: Run) -> bool:
 def is_target(key: str) -> bool:
     """Whether a key says how much is pruned, which a dense reference has no value of."""
     return key in _TARGETS
+
+
+def is_ratio(key: str) -> bool:
+    """Whether a key says how much is pruned of some layers."""
+    return key == _RATIOS or key.startswith(f"{_RATIOS}.")
+
+
+def is_goal(key: str) -> bool:
+    """Whether a key says how much is pruned, of all or of some layers, or how long is trained."""
+    return is_target(key) or is_ratio(key) or key in ("epochs", "train.epochs")
 
 
 def resolve_keys(keys: Iterable[str], settings: Iterable[str]) -> list[str]:

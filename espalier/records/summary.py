@@ -12,8 +12,10 @@ from espalier.records import numbers
 from espalier.records.reading import Run
 from espalier.records.shrunk import Shrunk
 
-# Settings in which the runs of one row may differ: they change neither what is learned nor from what.
-_INCIDENTAL = ("name", "seed", "trackers", "data.path", "data.workers", "data.download", "data.resident")
+# Settings in which the runs of one row may differ: they change neither what is learned nor from what. The path of the data
+# is one of them while as many images lie there.
+_PATH = "data.path"
+_INCIDENTAL = ("name", "seed", "trackers", _PATH, "data.workers", "data.download", "data.resident")
 _INCIDENTAL_TRAIN = ("threads", "device", "check_every", "keep_best", "checkpoint_every", "latency")
 
 
@@ -152,7 +154,13 @@ def differing(runs: Sequence[Run]) -> list[str]:
     """The settings in which runs differ and that matter to what is learned, apart from the seed; dotted keys, sorted."""
     own = [{key: value for key, value in run.settings.items() if not _incidental(key, run)} for run in runs]
     keys = sorted({key for settings in own for key in settings})
-    return [key for key in keys if len({repr(settings.get(key)) for settings in own}) > 1]
+    found = [key for key in keys if len({repr(settings.get(key)) for settings in own}) > 1]
+    return sorted([*found, _PATH]) if _other_data(runs, found) else found
+
+
+def in_words(run: Run, keys: Iterable[str]) -> str:
+    """What a run has of these dotted keys, as `key=value` text."""
+    return ", ".join(f"{key.rpartition('.')[2]}={run.settings[key]}" for key in keys if key in run.settings)
 
 
 def natural(text: str) -> list[tuple[float, str]]:
@@ -170,12 +178,23 @@ def _split_variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
     keys = differing(runs)
     variants: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        label = ", ".join(f"{key.rpartition('.')[2]}={run.settings[key]}" for key in keys if key in run.settings)
-        variants[label].append(run)
+        variants[in_words(run, keys)].append(run)
     return dict(sorted(variants.items(), key=lambda item: natural(item[0])))
 
 
+def _other_data(runs: Iterable[Run], keys: Sequence[str]) -> bool:
+    """Whether runs with equal values of the keys, which may say how many images to take, have found others at another path."""
+    alike: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        alike[tuple(repr(run.settings.get(key)) for key in keys)].append(run)
+    return any(
+        len({repr(run.settings.get(_PATH)) for run in members}) > 1
+        and len({repr(sorted(run.images.items())) for run in members}) > 1
+        for members in alike.values()
+    )
+
+
 def _incidental(key: str, run: Run) -> bool:
-    if key == "pruning.masks":  # every seed has its own; where a kind is told, that says which they are
+    if key in ("pruning.masks", "pruning.digest"):  # every seed has its own; where a kind is told, that says which they are
         return bool(run.settings.get("pruning.kind"))
     return key in _INCIDENTAL or any(key.startswith(f"train.{name}") for name in _INCIDENTAL_TRAIN)

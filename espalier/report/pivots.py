@@ -74,6 +74,9 @@ def paired_sheet(pivot: Pivot, found: Mapping[tuple[Place, Place], Paired], base
         f"Mean difference{unit} over equal seeds ± its standard error, p of the two-sided paired t-test (not corrected for the "
         f"number of comparisons), number of pairs in brackets."
     )
+    alone = [_row_words(pivot, row) for row in pivot.unpaired(found, pivot.read_baseline(baseline))]
+    if alone:
+        note += f" No single cell of the baseline with equal settings and seeds for all of: {'; '.join(alone)}."
     return _sheet(pivot, f"Difference from {baseline}", rows, note, bold=False)
 
 
@@ -139,13 +142,19 @@ def reached_csv(budget: Sequence[Reached], compression: Sequence[Reached]) -> st
 
 def _sheet(pivot: Pivot, title: str, rows: Sequence[Sequence[str]], note: str, *, bold: bool) -> Sheet:
     cols = [", ".join(words_of(key, one) for key, one in zip(pivot.cols, col, strict=True)) for col in pivot.col_places]
-    heads = [
-        tuple(words_of(key, one) for key, one in zip(pivot.rows, row, strict=True)) or ("all runs",) for row in pivot.row_places
-    ]
+    heads = [_heads(pivot, row) for row in pivot.row_places]
     lines = tuple((*head, *cells) for head, cells in zip(heads, rows, strict=True))
     names = tuple(key.rpartition(".")[2] for key in pivot.rows) or ("",)
     header = (*names, *(col or TITLES[pivot.value] for col in cols))
     return Sheet(title, header, lines, note, len(names), frozenset(_best(pivot, len(names)) if bold else ()))
+
+
+def _heads(pivot: Pivot, row: Place) -> tuple[str, ...]:
+    return tuple(words_of(key, one) for key, one in zip(pivot.rows, row, strict=True)) or ("all runs",)
+
+
+def _row_words(pivot: Pivot, row: Place) -> str:
+    return ", ".join(word for word in _heads(pivot, row) if word != numbers.NOTHING)
 
 
 def _best(pivot: Pivot, shift: int) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +21,7 @@ from espalier.records.pivot import pivot
 from espalier.records.reaching import least_budget, most_compression
 from espalier.records.settings import resolve_keys
 from espalier.records.summary import summarise
-from espalier.report.pivots import published, value_sheet
+from espalier.report.pivots import paired_sheet, published, value_sheet
 from tests.report.fabricate import write_cut_run, write_run
 
 
@@ -77,6 +78,26 @@ def test_differences_are_paired_by_seed(runs: Path) -> None:
     assert made.against(made.read_baseline("sparsity=90 %"))[("agp",), (0.8, 5)].difference == pytest.approx(0.01)
 
 
+def test_a_baseline_needs_no_arguments_that_only_the_others_have(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, "dense", seed=seed, test_acc=0.95)
+        for alpha in (10, 14):
+            more = {"settings": {"alpha": alpha}, "test_acc": 0.9 + alpha / 1000}
+            write_run(tmp_path / f"{alpha}", "ocp", seed=seed, **more)  # type: ignore[arg-type]
+        write_run(tmp_path, "agp", seed=seed, test_acc=0.9, settings={"begin": 0.1})
+    made = pivot(read_runs([tmp_path]), ["method", "alpha", "begin"], ["target"])
+    ocp, agp, col = ("ocp", 10, None), ("agp", None, 0.1), ("90 % zeros",)
+    against = {name: made.against(made.read_baseline(name)) for name in ("agp", "dense", "ocp", "method=ocp,alpha=14")}
+    assert against["agp"][ocp, col].difference == pytest.approx(0.01)
+    assert against["dense"][ocp, col].difference == pytest.approx(-0.04)
+    assert against["method=ocp,alpha=14"][agp, col].difference == pytest.approx(-0.014)
+    assert against["method=ocp,alpha=14"][ocp, col].difference == pytest.approx(-0.004)
+    assert "No single cell" not in paired_sheet(made, against["agp"], "agp").note
+    assert against["ocp"] == {}  # which of the two?
+    note = paired_sheet(made, against["ocp"], "ocp").note
+    assert note.endswith("No single cell of the baseline with equal settings and seeds for all of: dense; agp, begin 0.1.")
+
+
 def test_pairs_need_equal_seeds() -> None:
     assert compare_paired({0: 0.5}, {1: 0.4}) is None
     one = compare_paired({0: 0.5, 2: 0.3}, {0: 0.4})
@@ -106,6 +127,23 @@ def test_cells_that_would_mix_runs_are_refused(rows: list[str], cols: list[str],
     with pytest.raises(EspalierError) as said:
         pivot(read_runs([runs]), rows, cols)
     assert words in str(said.value)
+
+
+def test_a_path_with_other_images_is_other_data(tmp_path: Path) -> None:
+    """Where as many images lie, another path is another name of the same data."""
+    for seed, images in enumerate(({"train": 9000}, {"train": 9000}, {"train": 90})):
+        write_run(tmp_path, "ocp", 0.9, seed=seed, images=images)
+    full, moved, tiny = (
+        replace(run, settings={**run.settings, "data.path": f"/x/{run.seed}"}) for run in read_runs([tmp_path])
+    )
+    (row,) = summarise([full, moved])
+    assert row.n == 2
+    assert [(row.n, row.variant) for row in summarise([full, tiny])] == [(1, "path=/x/0"), (1, "path=/x/2")]
+    assert pivot([full, tiny]).rows == ("method", "data.path")
+    with pytest.raises(EspalierError, match=r"mixes runs that differ in data.path \(/x/0, /x/2\)"):
+        pivot([full, tiny], ["method"])
+    few = replace(tiny, settings={**tiny.settings, "data.limit": 90})
+    assert [(row.n, row.variant) for row in summarise([full, moved, few])] == [(2, ""), (1, "limit=90")]
 
 
 def test_the_end_of_several_keys_is_no_key() -> None:
@@ -173,6 +211,25 @@ def test_what_it_takes_to_reach_an_accuracy(runs: Path) -> None:
     }
 
 
+def test_families_are_told_by_all_settings_and_not_by_a_label(tmp_path: Path) -> None:
+    """A label names what differs within one number of epochs: it may differ for one family, and be equal for two."""
+    for epochs, alpha, accuracy in ((5, 14, 0.8), (10, 14, 0.9), (10, 10, 0.9)):
+        write_run(tmp_path / f"{alpha}", "ocp", 0.9, epochs=epochs, settings={"alpha": alpha}, test_acc=accuracy)
+    rows = summarise(read_runs([tmp_path]))
+    found = least_budget(rows, 0.8)
+    assert {one.label: one.row and one.row.epochs for one in found} == {"ocp (alpha=10)": 10, "ocp (alpha=14)": 5}
+    assert {one.label for one in most_compression(rows, 0.8)} == {"ocp (alpha=10)", "ocp (alpha=14)"}
+
+
+def test_different_settings_at_different_epochs_are_no_family(tmp_path: Path) -> None:
+    for epochs, alpha in ((5, 10), (10, 14)):
+        write_run(tmp_path, "ocp", 0.9, epochs=epochs, settings={"alpha": alpha}, test_acc=0.9)
+    found = least_budget(summarise(read_runs([tmp_path])), 0.8)
+    assert {one.label: one.row and one.row.epochs for one in found} == {"ocp (alpha=10)": 5, "ocp (alpha=14)": 10}
+    made = pivot(read_runs([tmp_path]))
+    assert (made.rows, made.cols) == (("method", "pruning.alpha"), ("epochs",))
+
+
 def test_training_macs_follow_the_cuts(tmp_path: Path) -> None:
     write_cut_run(tmp_path, "ocsp", 0.5, epochs=10, cut_after=(5.0,))
     write_run(tmp_path, "dense", epochs=10)
@@ -182,6 +239,16 @@ def test_training_macs_follow_the_cuts(tmp_path: Path) -> None:
     assert training_macs(dense, known) == full
     assert training_macs(cut, known) == pytest.approx(0.75 * full, rel=0.001)
     assert training_macs(dense, {}) is None
+
+
+@pytest.mark.parametrize(("width", "size", "known"), [(8, 32, True), (16, 32, False), (8, 64, False)])
+def test_the_macs_of_one_width_or_size_are_not_anothers(width: int, size: int, known: bool, tmp_path: Path) -> None:
+    write_cut_run(tmp_path, "ocsp", 0.5)
+    write_run(tmp_path, "dense")
+    dense, cut = sorted(read_runs([tmp_path]), key=lambda run: run.method)
+    dense = replace(dense, settings={**dense.settings, "model.width": width, "data.image_size": size})
+    cut = replace(cut, settings={**cut.settings, "model.width": 8, "data.image_size": 32})
+    assert (training_macs(dense, dense_macs([dense, cut])) is not None) == known
 
 
 def test_the_front_holds_what_nothing_beats() -> None:

@@ -1,5 +1,7 @@
 """Grid files: which runs they stand for, and what is refused before anything starts."""
 
+import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,14 @@ def test_runs_of_other_models_are_not_named_after_the_recipe(write_grid: WriteGr
         ({"exclude": [{"seed": 0}]}, "leaves nothing to run"),
         ({"paper": {"numbers": [{"test_acc": 79.3, "tag": "P"}]}}, "a share, 0.9 for 90 %"),
         ({"paper": {"numbers": [{"test_acc": 0.7}]}}, "and a tag, one of P, L"),
+        ({"grid": {"optimizer.lr": [float("inf")]}}, "trial.yaml has the value inf for 'optimizer.lr': give a finite number"),
+        ({"set": {"pruning": {"alpha": float("nan")}}}, "has the value nan for 'alpha'"),
+        ({"set": {"model.width": b"4"}}, "has a value for 'model.width' that is no number, text, list or mapping"),
+        (
+            {"grid": {"train.threads": [1, 2]}},
+            "varies 'train.threads', but runs that differ in nothing else are one",
+        ),
+        ({"runs": [{"grid": {"train.checkpoint_every.steps": [1, 2]}}]}, "varies 'train.checkpoint_every.steps'"),
         ({"paper": [1]}, "must have the keys 'source', a text, and 'numbers'"),
     ],
 )
@@ -99,6 +109,44 @@ def test_an_override_that_the_grid_would_undo_is_refused(write_grid: WriteGrid) 
     for key in ("seed", "pruning.sparsity"):
         with pytest.raises(EspalierError, match="change it there"):
             expand(grid, [(key, 1)])
+
+
+@pytest.mark.parametrize(
+    ("keys", "override", "words"),
+    [
+        ({"include": [{"train.epochs": 50}]}, ("train.epochs", 7), "sets 'train.epochs' in 'include': change it there"),
+        ({"include": [{"pruning": {"method": "dense"}}]}, ("pruning.sparsity", 0.5), "sets 'pruning' in 'include'"),
+        ({"grid": {"pruning.method": ["ocp", "agp"]}}, ("pruning", "agp"), "sets 'pruning.method' itself"),
+        ({"grid": {"pruning.sparsity": [0.5]}}, ("pruning", {"method": "ocp", "sparsity": 0.8}), "'pruning.sparsity' itself"),
+    ],
+)
+def test_nothing_undoes_an_override_silently(
+    keys: dict[str, Any], override: tuple[str, Any], words: str, write_grid: WriteGrid
+) -> None:
+    with pytest.raises(EspalierError) as said:
+        expand(read(write_grid(**keys)), [override])
+    assert words in str(said.value)
+
+
+def test_an_override_of_what_is_searched_is_refused(write_grid: WriteGrid) -> None:
+    ranges = {"maximize": "val_acc", "ranges": {"optimizer.lr": {"low": 0.01, "high": 0.1}}}
+    grid = read(write_grid(search=ranges))
+    with pytest.raises(EspalierError, match=r"sets 'optimizer.lr' in 'search': change it there"):
+        expand(grid, [("optimizer.lr", 0.05)], {"optimizer.lr": 0.01})
+    (run,) = expand(grid, [("optimizer.lr", 0.05)])  # not searched now
+    assert run.recipe.optimizer.lr == 0.05
+
+
+def test_dates_are_texts(write_grid: WriteGrid) -> None:
+    paper = {"source": datetime.date(2022, 1, 1), "numbers": [{"test_acc": 0.9, "tag": "P", "note": datetime.date(2022, 1, 2)}]}
+    grid = read(write_grid(paper=paper))
+    assert json.loads(json.dumps(dict(grid.paper.raw))) == grid.paper.raw
+    assert (grid.paper.source, grid.paper.numbers[0].note) == ("2022-01-01", "2022-01-02")
+
+
+def test_arguments_of_the_model_leave_the_folder_the_name_of_a_single_training(write_grid: WriteGrid) -> None:
+    (run,) = plan_sweep(expand(read(write_grid(grid={"model.width": [8]}))), Path("runs"))
+    assert run.folder == Path("runs") / run_name(parse_recipe(RECIPE | {"name": "tiny"}, ["model.width=8"]))
 
 
 def test_data_that_is_not_there_is_said_before_the_sweep(write_grid: WriteGrid) -> None:

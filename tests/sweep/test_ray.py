@@ -1,7 +1,9 @@
 """A sweep on a real Ray cluster of two nodes on this machine, one of which is killed in mid-run."""
 
 import json
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -75,6 +77,34 @@ def test_a_run_that_loses_its_node_continues_on_another(tmp_path: Path, cluster:
     resumed = json.loads((out / name / "result.json").read_text())
     assert resumed["test_loss"] == alone["test_loss"]
     epochs = [json.loads(line)["epoch"] for line in (out / name / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, 61))
+
+
+def test_a_run_whose_process_is_ended_is_started_again(tmp_path: Path, cluster: Any, write_grid: WriteGrid) -> None:
+    grid = write_grid(set={"train.epochs": 60, "train.check_every": 1})
+    out = tmp_path / "out"
+    place = RayCluster(cluster.address, cpus=1)
+    ended: list[int] = []
+
+    def end() -> None:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and not ended:
+            for folder in out.glob("*/"):
+                if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") >= 3:
+                    (process,) = re.findall(r"process (\d+)", (folder / "train.log").read_text())
+                    os.kill(int(process), signal.SIGTERM)
+                    ended.append(int(process))
+            time.sleep(0.02)
+
+    ender = threading.Thread(target=end)
+    ender.start()
+    (outcome,) = carry(grid, out, place)
+    ender.join()
+    assert (outcome.state, outcome.error) == ("done", None)
+    log = (outcome.run.folder / "train.log").read_text()
+    assert "the same command continues from there" in log
+    assert len(nodes_of(outcome.run.folder)) == 2
+    epochs = [json.loads(line)["epoch"] for line in (outcome.run.folder / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 61))
 
 

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from espalier.cli import main
 from espalier.errors import EspalierError
-from espalier.recipes.carrying import PlannedRun
+from espalier.recipes.carrying import Ended, PlannedRun
 from espalier.recipes.sweep import Ledger
 from espalier.recipes.sweep_search import Search, SearchSpec, lowest, read_search
 from tests.sweep.conftest import Here, WriteGrid, read
@@ -85,6 +87,46 @@ def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path: Path, write
     assert values[1.0e38] is None
     assert values[0.05] > 0
     assert found["search"]["best"]["settings"] == {"optimizer.lr": 0.05}
+
+
+class Fails(Here):
+    """Nothing trains."""
+
+    def start(self, run: PlannedRun, slot: int) -> None:
+        self.started.append(run.folder.name)
+        self._over.append(Ended(slot, 2, "out of memory"))
+
+
+def test_failed_trials_are_tried_again(
+    tmp_path: Path, write_grid: WriteGrid, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"set": {"train.epochs": 1}, "search": {"maximize": "val_acc", "trials": 2, "ranges": RANGES}}
+    grid, out = write_grid(**keys), tmp_path / "out"
+    for place, code in ((Fails(), 1), (Fails(), 1), (Here(), 0)):
+        monkeypatch.setattr(import_module("espalier.cli.sweep"), "_place", lambda *given, place=place: place)
+        with pytest.raises(SystemExit) as left:
+            main(["sweep", str(grid), "--search", "optuna", "--out", str(out)])
+        assert left.value.code == code
+        assert ("2 of 2 runs failed; the same command tries them again." in "".join(capfd.readouterr())) == bool(code)
+        assert len(set(place.started)) == 2
+    found = json.loads((out / "sweep.json").read_text())
+    assert [row["state"] for row in found["runs"]] == ["finished", "finished"]
+    assert [trial["trial"] for trial in found["search"]["trials"]] == [4, 5]
+    assert all(trial["val_acc"] > 0 for trial in found["search"]["trials"])
+
+
+def test_a_folder_holds_one_search_at_a_time(tmp_path: Path, write_grid: WriteGrid) -> None:
+    """The second one would take the trials of the first, which are under way, for abandoned ones."""
+    path, out = write_grid(**KEYS, search={"maximize": "val_acc", "ranges": RANGES}), tmp_path / "out"
+    grid = read(path)
+    first = Search(grid, read_search(grid, 1), [], out)
+    outcomes = first.run(Ledger(grid, out), Here(), lambda line: None, lambda running: None)
+    next(outcomes)
+    with pytest.raises(EspalierError, match="Another process is writing to"):
+        search(path, out, 1, Here())
+    assert len(list(outcomes)) == 1
+    (trial,) = search(path, out, 1, Here())["search"]["trials"]  # it is over, and nobody has touched its trial
+    assert trial["trial"] == 0
 
 
 def test_ranges_are_read(write_grid: WriteGrid) -> None:
