@@ -64,11 +64,13 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
         raise EspalierError(f"There are no masks {str(path)!r}: es.lottery.save_masks writes such a file.") from None
     except (OSError, SafetensorError) as error:
         raise EspalierError(f"The masks {str(path)!r} cannot be read ({error}).") from None
-    text = about.get("shapes") if about.get("format") == KIND else about.get(KIND)
-    if text is None:
+    if KIND not in about:
         raise EspalierError(f"{str(path)!r} holds no masks of a ticket: es.lottery.save_masks writes such a file.")
-    shapes: dict[str, list[int]] = json.loads(text)
-    return {name: unpack_bits(packed[name], shape, torch.device("cpu")) for name, shape in sorted(shapes.items())}
+    try:
+        shapes: dict[str, list[int]] = json.loads(about[KIND])
+        return {name: unpack_bits(packed[name], shape, torch.device("cpu")) for name, shape in sorted(shapes.items())}
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        raise EspalierError(f"The masks {str(path)!r} are damaged: their shapes do not fit their bits.") from None
 
 
 def _kind(value: object) -> str:

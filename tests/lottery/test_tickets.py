@@ -1,6 +1,7 @@
 """Masks of tickets: exact counts, nesting, files; and training under them."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -177,9 +178,16 @@ def with_another_sparsity(path):
     es.Ticket(path, sparsity=0.8)
 
 
+def of_other_shapes(path):
+    bits = {"w": torch.tensor([1], dtype=torch.uint8)}
+    save_file(bits, path, metadata={"espalier masks 1": json.dumps({"w": [9, 9], "v": [2]})})
+    es.Ticket(path)
+
+
 REFUSED = {
     "no file": (lambda path: es.Ticket(path), "There are no masks"),
     "damaged": (lambda path: es.Ticket(damaged(path)), "cannot be read"),
+    "other shapes": (of_other_shapes, "do not fit their bits"),
     "foreign": (lambda path: es.Ticket(foreign(path)), "holds no masks"),
     "no path": (lambda path: es.Ticket({"w": 1}), "masks is a file"),
     "another model": (of_another_model, "are of another model"),
