@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from espalier.records import numbers
-from espalier.records.summary import Row
+from espalier.records import Run, numbers
+from espalier.records.summary import Row, mean
 from espalier.report.svg import Axis, Chart, Point, Series, linear_axis
+from espalier.report.tables import row_label
 
 _Number = TypeVar("_Number", int, float)
 
@@ -27,6 +28,26 @@ class Plots:
 def spread_point(x: float, y: float, std: float | None, note: str) -> Point:
     """A point with its bar or band: one standard deviation either way."""
     return Point(x, y, None if std is None else y - std, None if std is None else y + std, note)
+
+
+def mean_curve(
+    row: Row, slots: dict[str, int], values: Callable[[Run], Iterable[tuple[float, float]]], digits: str
+) -> Series | None:
+    """The mean over a row's runs of what each gives as (epoch, value), at every epoch that any of them has; None without any.
+
+    `digits` is the format of the values in tooltips.
+    """
+    found: dict[float, list[float]] = {}
+    for run in row.runs:
+        for epoch, value in values(run):
+            found.setdefault(round(epoch, 6), []).append(value)
+    points = []
+    for epoch, those in sorted(found.items()):
+        y = mean(those) or 0.0
+        points.append(Point(epoch, y, note=f"epoch {epoch:.3g}: {y:{digits}} (n = {len(those)})"))
+    label = row_label(row)
+    name = label if row.runs[0].finished else f"{label} (unfinished)"
+    return Series(name, slots[label], tuple(points)) if points else None
 
 
 def accuracy_axis(series: Sequence[Series], name: str, shown: Sequence[float] = ()) -> Axis:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from espalier.records import Epoch, Run
 from espalier.records.norms import took_nothing
 from espalier.records.summary import Row, mean
-from espalier.report.plots.common import Plots, panel_title, whole_axis
+from espalier.report.plots.common import Plots, mean_curve, panel_title, whole_axis
 from espalier.report.plots.training import curves, panels
 from espalier.report.svg import Axis, Chart, Point, Rule, Series, linear_axis, text_width
 from espalier.report.tables import row_label
@@ -107,17 +107,7 @@ def _without_spread(series: Sequence[Series]) -> list[Series]:
 
 def _score_curve(row: Row, slots: dict[str, int]) -> Series | None:
     """Mean score over the seeds that were still looking; of unfinished runs, the newest score at the end of each epoch."""
-    values: dict[float, list[float]] = {}
-    for run in row.runs:
-        for epoch, score in _scores(run):
-            values.setdefault(round(epoch, 6), []).append(score)
-    points = []
-    for epoch, scores in sorted(values.items()):
-        y = mean(scores) or 0.0
-        points.append(Point(epoch, y, note=f"epoch {epoch:.3g}: {y:.3f} (n = {len(scores)})"))
-    label = row_label(row)
-    name = label if row.runs[0].finished else f"{label} (unfinished)"
-    return Series(name, slots[label], tuple(points)) if points else None
+    return mean_curve(row, slots, _scores, ".3f")
 
 
 def _scores(run: Run) -> list[tuple[float, float]]:

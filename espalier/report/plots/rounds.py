@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from espalier.records import Epoch, Run
 from espalier.records.rounds import Round
 from espalier.records.summary import Row, mean
-from espalier.report.plots.common import Plots, accuracy_axis, decade_axis, panel_title, whole_axis
+from espalier.report.plots.common import Plots, accuracy_axis, decade_axis, mean_curve, panel_title, whole_axis
 from espalier.report.plots.training import curves, panels
 from espalier.report.svg import Axis, Chart, Point, Series, linear_axis, text_width
 from espalier.report.tables import row_label
@@ -95,18 +95,10 @@ def _over_rounds(
 
 
 def _series(row: Row, slots: dict[str, int], pick: Pick, *, positive: bool) -> Series | None:
-    values: dict[float, list[float]] = {}
-    for run in row.runs:
-        for epoch, value in pick(run):
-            if math.isfinite(value) and (value > 0 or not positive):
-                values.setdefault(round(epoch, 6), []).append(value)
-    points = []
-    for epoch, found in sorted(values.items()):
-        y = mean(found) or 0.0
-        points.append(Point(epoch, y, note=f"epoch {epoch:.3g}: {y:.4g} (n = {len(found)})"))
-    label = row_label(row)
-    name = label if row.runs[0].finished else f"{label} (unfinished)"
-    return Series(name, slots[label], tuple(points)) if points else None
+    def drawable(run: Run) -> list[tuple[float, float]]:
+        return [(x, y) for x, y in pick(run) if math.isfinite(y) and (y > 0 or not positive)]
+
+    return mean_curve(row, slots, drawable, ".4g")
 
 
 def _rounds(run: Run) -> list[tuple[float, Round]]:
