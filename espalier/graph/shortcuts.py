@@ -128,6 +128,38 @@ def _bmm(one: Tensor, two: Tensor, *rest: Any) -> Tensor | None:
     return _empty((*one.shape[:2], two.shape[2]), one)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """``torch.nn.functional.linear`` of vectors that lie in one more dimension or in several."""
+    if x.dim() < 2 or weight.dim() != 2 or x.shape[-1] != weight.shape[1] or not _all_meta(x, weight, bias):
+        return None
+    if bias is not None and (bias.dim() != 1 or len(bias) != len(weight)):
+        return None
+    return _empty((*x.shape[:-1], len(weight)), x)
+
+
+def matmul(one: Tensor, two: Tensor) -> Tensor | None:
+    """``torch.matmul`` of equally many matrices."""
+    if one.dim() < 3 or one.shape[:-2] != two.shape[:-2] or one.shape[-1] != two.shape[-2] or not _all_meta(one, two):
+        return None
+    return _empty((*one.shape[:-1], two.shape[-1]), one)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: Any, *settings: Any) -> Tensor | None:
+    """``torch.nn.functional.scaled_dot_product_attention`` without a mask, of equally many queries, keys and values."""
+    causal, _, grouped = settings
+    if mask is not None or causal or grouped or query.dim() < 3 or query.shape[:-2] != key.shape[:-2]:
+        return None
+    if key.shape[:-1] != value.shape[:-1] or query.shape[-1] != key.shape[-1] or not _all_meta(query, key, value):
+        return None
+    return _empty((*query.shape[:-1], value.shape[-1]), query)
+
+
+def _all_meta(first: Tensor, *others: Tensor | None) -> bool:
+    """Whether all are real numbers of one kind on the meta device."""
+    every = [first, *(tensor for tensor in others if tensor is not None)]
+    return first.is_floating_point() and all(tensor.is_meta and tensor.dtype == first.dtype for tensor in every)
+
+
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     first = tensors[0]
     shapes = [list(tensor.shape) for tensor in tensors]

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from espalier.graph import rules
 from espalier.graph.calls import Modules
+from espalier.graph.composites import COMPOSITES
 from espalier.graph.functions import ARITHMETIC, DROPOUT, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
@@ -34,9 +35,9 @@ SHAPE_ONLY = {
 class Functions(TorchFunctionMode):
     """Gives shapes their origin and tells the rules which call an operation belongs to."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, operations: Operations) -> None:
         super().__init__()
-        self.labels = labels
+        self.labels, self.operations = labels, operations
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, labels = kwargs or {}, self.labels
@@ -49,12 +50,14 @@ class Functions(TorchFunctionMode):
             return func(*args)  # len() accepts plain integers only
         if func in DROPOUT:
             return self._dropout(func, name, args, kwargs)
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            attention(labels, *args, **kwargs)
+        if func in COMPOSITES and (out := self.operations.composite(func, args, kwargs)) is not None:
+            return out
         labels.events.append((func, (args, kwargs), None))
         if func in REPLACED:
             with self:
                 return REPLACED[func](labels, *args, **kwargs)
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            attention(labels, *args, **kwargs)
         for number in lengths_as_values(args, kwargs) if name in ARITHMETIC else ():
             labels.used_as_real(number)
         return self._called(func, name, args, kwargs)
@@ -101,8 +104,8 @@ class _Operation:
 @functools.cache
 def _described(func: Any) -> _Operation:
     name, schema = func.overloadpacket.__name__, func._schema
-    makes = not schema.is_mutable and not any(result.alias_info for result in schema.returns)
-    return _Operation(name, rules.find(name, func.tags), makes)
+    aliased = schema.is_mutable or name == "_unsafe_view" or any(result.alias_info for result in schema.returns)
+    return _Operation(name, rules.find(name, func.tags), not aliased)
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -120,6 +123,16 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             results = [out] if isinstance(out, Tensor) else tensors_among(out) if isinstance(out, tuple | list) else []
             if results:
                 self._label(_described(func), arguments_of(func, args, kwargs), out, results)
+        return out
+
+    def composite(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+        """Label a function in one go. None where it has to be taken apart."""
+        composite = COMPOSITES[func]
+        given = composite.given(args, kwargs)
+        out = composite.result(given) if self.meta else None
+        if out is not None:
+            self.labels.events.append((func, (args, kwargs), out))
+            self._label(_Operation(composite.name, rules.find(composite.name, ()), makes=True), given, out, [out])
         return out
 
     def _label(self, operation: _Operation, given: dict[str, Any], out: Any, results: list[Tensor]) -> None:
@@ -187,5 +200,6 @@ def _traced(value: Any, path: str, labels: Labels) -> Any:
 @contextlib.contextmanager
 def labelled(modules: Modules, labels: Labels, *, meta: bool) -> Iterator[None]:
     """Label what a replica computes inside."""
-    with integers_traced(modules, labels), Functions(labels), Operations(labels, meta=meta):
+    operations = Operations(labels, meta=meta)
+    with integers_traced(modules, labels), Functions(labels, operations), operations:
         yield

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.attributes import write
+from espalier.graph.composites import CompositesOnMeta
 from espalier.graph.graph import ChannelGraph, Group, Mask, Place
 from espalier.graph.replica import Inputs, named_tensors, replica, tensors_in
 from espalier.graph.shortcuts import OnMeta
@@ -77,7 +78,9 @@ class Trial:
         stand_in = self._stand_in or replica(self.model, meta=self.meta).eval()
         self._stand_in = None
         apply(stand_in, self.graph, kept)
-        with OnMeta() if self.meta else contextlib.nullcontext():  # type: ignore[no-untyped-call]
+        with contextlib.ExitStack() as modes:
+            for mode in (OnMeta, CompositesOnMeta) if self.meta else ():
+                modes.enter_context(mode())
             return [tensor.shape for tensor in tensors_in(stand_in(*self.inputs[0], **self.inputs[1]))]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from espalier.graph.labels import Labels, Source
+from espalier.graph.labels import Dims, Labels, Product, Source
 from espalier.graph.rows import Rows
 from espalier.graph.rules.registry import Arguments, rule
 
@@ -32,6 +34,21 @@ def _product(labels: Labels, op: str, one: Tensor, two: Tensor, bias: Tensor | N
     labels.put_source(out, layer(labels, two, bias, columns))
 
 
+@rule("linear")
+def linear(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
+    """(..., k) x (n, k) plus a bias."""
+    x, weight, bias = given["input"], given["weight"], given["bias"]
+    *others, inner = labels.of(x)
+    columns, again = labels.of(weight)
+    labels.note_products(x, weight)
+    labels.unify(inner, again, op)
+    labels.put(out, [*others, columns])
+    labels.note_work(op, *zip(others, out.shape, strict=False), (columns, out.shape[-1]), (inner, x.shape[-1]))
+    if bias is not None and len(bias) > 1:
+        labels.unify(labels.of(bias)[-1], columns, op)
+    labels.put_source(out, layer(labels, weight, bias, columns))
+
+
 def layer(labels: Labels, weight: Tensor, bias: Tensor | None, outputs: Rows) -> Source | None:
     """The parameters that scale the result of a linear layer or convolution, if they are parameters."""
     name = labels.weight_name(weight)
@@ -53,6 +70,34 @@ def mv(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
 def dot(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     """(k) x (k)."""
     labels.unify(labels.of(given["self"])[0], labels.of(next(iter(v for n, v in given.items() if n != "self")))[0], op)
+
+
+@rule("matmul")
+def matmul(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
+    """(..., m, k) x (..., k, n)."""
+    labels.note_products(given["input"], given["other"])
+    labels.put(out, _batched(labels, labels.of(given["input"]), labels.of(given["other"]), out.shape, given["input"].shape[-1]))
+
+
+def _batched(labels: Labels, one: Dims, two: Dims, shape: Sequence[int], inner: int) -> Dims:
+    """Rows of the products of equally many matrices."""
+    for mine, theirs in zip((*one[:-2], one[-1]), two[:-1], strict=True):
+        labels.unify(mine, theirs, "matmul")
+    dims = [*one[:-1], two[-1]]
+    labels.note_work("bmm", *zip(dims, shape, strict=True), (one[-1], inner))
+    return dims
+
+
+@rule("scaled_dot_product_attention")
+def scaled_dot_product_attention(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
+    """(..., m, k), (..., n, k) and (..., n, v). Unless fused it keeps both operands scaled, scores and softmax."""
+    query, key, value = (given[name] for name in ("query", "key", "value"))
+    one, two, shape = labels.of(query), labels.of(key), (*query.shape[:-1], key.shape[-2])
+    scores = _batched(labels, one, [*two[:-2], two[-1], two[-2]], shape, query.shape[-1])
+    labels.note_inexact(two[-2], op)
+    labels.put(out, _batched(labels, scores, labels.of(value), out.shape, key.shape[-2]))
+    for dims, sizes in ((one, query.shape), (two, key.shape), (scores, shape), (scores, shape)):
+        labels.activations.append(Product(labels.module, op, tuple(zip(dims, sizes, strict=True))))
 
 
 @rule("bmm", "baddbmm")
