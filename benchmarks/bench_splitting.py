@@ -22,7 +22,7 @@ from torch import nn
 
 import espalier as es
 from espalier.methods import Gradients
-from espalier.methods.frame.splitting import SplitRun
+from espalier.methods.frame.splitting.masks import SplitRun
 from espalier.tasks.classification.models import build_model
 
 SPARSITY = 0.9

@@ -22,7 +22,7 @@ def test_importing_espalier_loads_nothing_heavy():
 
 
 def test_the_recipes_of_one_process_leave_the_wrapper_alone():
-    assert "torch._dynamo" not in heavy_after("import espalier.recipes.setup")
+    assert "torch._dynamo" not in heavy_after("import espalier.recipes.training.setup")
 
 
 @pytest.mark.parametrize("code", ["import espalier; espalier.DistributedDataParallel", "from espalier import *"])

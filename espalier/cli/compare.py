@@ -16,8 +16,8 @@ from espalier.errors import EspalierError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from espalier.recipes.carrying import Outcome
-    from espalier.recipes.table import Line
+    from espalier.recipes.experiments.carrying import Outcome
+    from espalier.recipes.experiments.table import Line
 
 
 METHODS_HELP = (
@@ -46,13 +46,13 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with one thread and a core of its own.")] = 1,
 ) -> None:
     """Train every method at every target with every seed, at equal budget; finished runs are not run again."""
-    from espalier.recipes.carrying import LocalProcesses, carry_out
-    from espalier.recipes.compare import default_methods, plan, read_entries, refuse_unused
+    from espalier.recipes.experiments.carrying import LocalProcesses, carry_out
+    from espalier.recipes.experiments.compare import default_methods, plan, read_entries, refuse_unused
+    from espalier.recipes.experiments.table import make_lines, write_table
     from espalier.recipes.pruning import has_ratios
     from espalier.recipes.recipe import load_recipe
-    from espalier.recipes.runs import read_result
-    from espalier.recipes.setup import check_data
-    from espalier.recipes.table import make_lines, write_table
+    from espalier.recipes.training.runs import read_result
+    from espalier.recipes.training.setup import check_data
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
     if epochs is not None and budgets is not None:
@@ -112,7 +112,7 @@ def print_table(lines: list[Line], name: str) -> None:
     """Show the table of masks and the table of cuts, where there are lines for them, on the terminal."""
     from rich.console import Console
 
-    from espalier.recipes.table import tables
+    from espalier.recipes.experiments.table import tables
 
     masks, cuts = tables(lines)
     console = Console(width=None if sys.stdout.isatty() else 160)

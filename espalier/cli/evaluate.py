@@ -18,9 +18,9 @@ def evaluate(
 ) -> None:
     """Test a saved model: accuracy on the test split, and how many of its weights are zero."""
     from espalier.cli.recipes import find_recipe
-    from espalier.recipes.evaluate import evaluate_file
-    from espalier.recipes.processes import Processes, choose_device
     from espalier.recipes.recipe import load_recipe
+    from espalier.recipes.training.evaluate import evaluate_file
+    from espalier.recipes.training.processes import Processes, choose_device
 
     given = list(overrides or []) + ([f"model={model}"] if model else [])
     loaded = load_recipe(find_recipe(recipe), given) if recipe else None

@@ -35,7 +35,7 @@ def inspect(
 ) -> None:
     """Show which channels of a model belong together, what they cost, what is frozen and why, and what cuts would save."""
     import espalier as es
-    from espalier.recipes.runs import write_atomically
+    from espalier.recipes.training.runs import write_atomically
     from espalier.report.drawing import draw_model
     from espalier.report.inspection import look_into
     from espalier.report.palette import standalone_rules

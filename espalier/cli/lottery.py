@@ -31,11 +31,11 @@ def lottery(
 
     Every training is an ordinary run folder: the same command again skips what is finished and goes on where it was stopped.
     """
-    from espalier.recipes.carrying import LocalProcesses
-    from espalier.recipes.engine import Interrupted
-    from espalier.recipes.lottery import Settings, draw, draws_of
-    from espalier.recipes.lottery_results import write_results
+    from espalier.recipes.experiments.carrying import LocalProcesses
+    from espalier.recipes.experiments.lottery import Settings, draw, draws_of
+    from espalier.recipes.experiments.lottery_results import write_results
     from espalier.recipes.recipe import load_recipe
+    from espalier.recipes.training.engine import Interrupted
 
     settings = Settings(
         load_recipe(find_recipe(recipe), overrides or []),

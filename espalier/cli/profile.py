@@ -25,7 +25,7 @@ def profile(
 ) -> None:
     """Measure the latency and the peak memory of a model, at batch 1 and at a larger one."""
     import espalier as es
-    from espalier.recipes.processes import choose_device
+    from espalier.recipes.training.processes import choose_device
 
     size = input_shape(model, shape)
     place = choose_device(device)

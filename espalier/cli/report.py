@@ -17,7 +17,7 @@ def report(
     table: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
 ) -> None:
     """Write one self-contained HTML page about finished runs."""
-    from espalier.recipes.runs import write_atomically
+    from espalier.recipes.training.runs import write_atomically
     from espalier.records import read_runs
     from espalier.records.summary import summarise
     from espalier.report import markdown_table, save_plots, write_report

@@ -13,9 +13,9 @@ from espalier.cli.watching import Watch, leave_tidily
 from espalier.errors import EspalierError
 
 if TYPE_CHECKING:
-    from espalier.recipes.carrying import Outcome, Place
-    from espalier.recipes.grid import Grid
-    from espalier.recipes.sweep import SweepRun
+    from espalier.recipes.experiments.carrying import Outcome, Place
+    from espalier.recipes.experiments.grid import Grid
+    from espalier.recipes.experiments.sweep import SweepRun
 
 Overrides = list[tuple[str, Any]]
 
@@ -39,10 +39,10 @@ def sweep(
     trials: Annotated[int | None, typer.Option(min=1, help="Of the search, in all; default: the section's.")] = None,
 ) -> None:
     """Train every combination of a grid; finished runs are not run again, half-finished ones continue."""
-    from espalier.recipes.grid import expand, read_grid, refuse_missing_files
+    from espalier.recipes.experiments.grid import expand, read_grid, refuse_missing_files
+    from espalier.recipes.experiments.sweep import Ledger, plan_sweep, run_sweep
+    from espalier.recipes.experiments.sweep_search import Search, lowest, read_search
     from espalier.recipes.recipe import split_override
-    from espalier.recipes.sweep import Ledger, plan_sweep, run_sweep
-    from espalier.recipes.sweep_search import Search, lowest, read_search
 
     _refuse_unused(on=on, address=address, gpus_per_run=gpus_per_run, retries=retries, gpus=gpus)
     if search not in (None, "optuna") or (search is None and trials is not None):
@@ -104,11 +104,11 @@ def _place(
     retries: int | None,
 ) -> Place:
     if on == "ray":
-        from espalier.recipes.sweep_ray import RayCluster
+        from espalier.recipes.experiments.sweep_ray import RayCluster
 
         shares = {"cpus": cores or 1, "gpus": gpus_per_run or 0.0, "retries": 3 if retries is None else retries}
         return RayCluster(address or "auto", jobs=jobs, **shares)  # type: ignore[arg-type]
-    from espalier.recipes.carrying import LocalProcesses
+    from espalier.recipes.experiments.carrying import LocalProcesses
 
     place = LocalProcesses(jobs or 1, cores, gpus)
     if place.note is not None:

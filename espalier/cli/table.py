@@ -144,7 +144,7 @@ def _drawings(runs: Sequence[Run]) -> list[str]:
 
 
 def _save_plots(runs: Sequence[Run], folder: Path) -> int:
-    from espalier.recipes.runs import write_atomically
+    from espalier.recipes.training.runs import write_atomically
     from espalier.report.fronts import front_charts, standalone
 
     charts = front_charts(runs)
@@ -165,7 +165,7 @@ def _hand_over(text: str, out: Path | None) -> None:
     if out is None:
         typer.echo(text.rstrip("\n"))
         return
-    from espalier.recipes.runs import write_atomically
+    from espalier.recipes.training.runs import write_atomically
 
     _make(out.parent)
     write_atomically(out, text.encode())

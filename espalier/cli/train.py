@@ -22,10 +22,10 @@ def train(
     """Train a model as a recipe says, pruning on the way; the same command again continues a stopped run."""
     if cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})  # before torch starts its threads
-    from espalier.recipes.engine import Interrupted
-    from espalier.recipes.engine import train as run
     from espalier.recipes.recipe import load_recipe
-    from espalier.recipes.runs import IN_USE, RESULT, FolderInUse, run_name
+    from espalier.recipes.training.engine import Interrupted
+    from espalier.recipes.training.engine import train as run
+    from espalier.recipes.training.runs import IN_USE, RESULT, FolderInUse, run_name
 
     loaded = load_recipe(find_recipe(recipe), overrides or [])
     place = folder if folder is not None else runs / run_name(loaded)

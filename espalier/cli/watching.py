@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from espalier.errors import EspalierError
 
 if TYPE_CHECKING:
-    from espalier.recipes.carrying import Outcome, PlannedRun
+    from espalier.recipes.experiments.carrying import Outcome, PlannedRun
 
 _MOST_BARS = 16
 
@@ -59,8 +59,8 @@ class Watch:
 
     def tick(self, running: Sequence[PlannedRun]) -> None:
         """Show how far the runs under way are."""
-        from espalier.recipes.progress import pruned
-        from espalier.recipes.runs import read_metrics
+        from espalier.recipes.training.progress import pruned
+        from espalier.recipes.training.runs import read_metrics
 
         if not self._live:
             return

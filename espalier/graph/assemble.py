@@ -10,7 +10,7 @@ from torch import Tensor
 
 from espalier.graph.graph import ChannelGraph, Dim, Group, Mask, Rescale, Term
 from espalier.graph.labels import KERNEL, Attention, Labels, Product
-from espalier.graph.rows import Array, Rows
+from espalier.graph.rows import Array, Rows, stack
 
 
 def assemble(labels: Labels, tensors: Mapping[str, Tensor], buffers: frozenset[str]) -> ChannelGraph:
@@ -117,10 +117,7 @@ class _Atoms:
         return sorted(sets, key=lambda members: int(members[0]))
 
     def _names(self, groups: list[Array]) -> list[str]:
-        counted: dict[int, str] = {}
-        for path, (rows, _) in self.labels.constraints.attributes.items():
-            if rows is not None and len(first := self.axes.atoms_in([rows[:1]])) == 1:
-                counted.setdefault(int(first[0]), path)
+        counted = self._counted()
         names: list[str] = []
         used: dict[str, int] = {}
         for members in groups:
@@ -132,6 +129,20 @@ class _Atoms:
             used[name] = used.get(name, 0) + 1
             names.append(name if used[name] == 1 else f"{name}#{used[name]}")
         return names
+
+    def _counted(self) -> dict[int, str]:
+        """Attributes that are the length of a dimension of single atoms, by the first of these."""
+        lengths = {
+            path: rows for path, (rows, _) in self.labels.constraints.attributes.items() if rows is not None and len(rows)
+        }
+        firsts = stack([(rows[:1], 1) for rows in lengths.values()])
+        if firsts is None:
+            return {}
+        counted: dict[int, str] = {}
+        for path, row in zip(lengths, self.axes.resolve(firsts).tolist(), strict=True):
+            if sum(atom >= 0 for atom in row) == 1:
+                counted.setdefault(max(row), path)
+        return counted
 
     def _maker(self, atom: int) -> str:
         """The block that an atom is named after: the first, unless that only reads the channels and another makes them."""

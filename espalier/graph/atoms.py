@@ -28,6 +28,7 @@ class Atoms:
         self._block = np.zeros(ROOM, dtype=np.int64)
         self._state = np.zeros(ROOM, dtype=np.uint8)
         self._parts = np.empty((ROOM, 0), dtype=np.int64)  # what a bound atom is the product of
+        self._marked = np.zeros(ROOM, dtype=bool)  # used for the time of one question
         self._parent[-1], self._state[-1] = -1, PADDING  # -1 is found in the last place, which no atom gets
         self._table: Array | None = None
 
@@ -64,6 +65,7 @@ class Atoms:
         self._block = np.concatenate([self._block, np.zeros(room, dtype=np.int64)])
         self._state = np.concatenate([self._state[:-1], np.zeros(room + 1, dtype=np.uint8)])
         self._parts = np.concatenate([self._parts, np.full((room, self._parts.shape[1]), -1)])
+        self._marked = np.zeros(2 * room, dtype=bool)
         self._parent[-1], self._state[-1] = -1, PADDING
 
     # -- looking up --------------------------------------------------------------------------------------------
@@ -132,6 +134,13 @@ class Atoms:
         while not equal(above, found):
             found, above = above, self._parent[above]
         self._parent[atoms] = found
+        return found
+
+    def _overlap(self, one: Array, other: Array) -> bool:
+        """Whether two arrays have an atom in common."""
+        self._marked[other] = True
+        found = bool(self._marked[one].any())
+        self._marked[other] = False
         return found
 
     def block_of(self, count: int) -> Array:

@@ -76,7 +76,7 @@ class Axes(Atoms):
         factors = self.resolve(bound[:, None])
         if np.count_nonzero(self._state.take(factors) & (FIXED | STUCK)):
             return False
-        if atoms.min() <= factors.max() and np.isin(atoms, factors).any():  # new atoms have higher numbers
+        if self._overlap(atoms, factors):
             return False
         self._parent[atoms] = bound
         if not equal(self._parent[atoms], bound):  # one atom for several bound ones: these have to be unified
@@ -100,18 +100,21 @@ class Axes(Atoms):
 
     def _bind(self, atoms: Array, rows: Array, why: str) -> None:
         """Each atom (n, 1) becomes the product of the atoms in its row."""
-        if atoms.shape[1] != 1 or (atoms < 0).any() or np.isin(atoms, rows).any():
+        if atoms.shape[1] != 1 or (atoms < 0).any() or self._overlap(atoms, rows):
             if equal(atoms, rows):
                 return
             self.freeze(atoms, why)
             self.freeze(rows, why)
             return
-        first, where = np.unique(atoms[:, 0], return_index=True)
-        again = np.setdiff1d(np.arange(len(atoms)), where, assume_unique=True)
         if rows.shape[1] > FACTORS:
             self.freeze(atoms, why)
             self.freeze(rows, why)
             return
+        if np.count_nonzero(np.diff(atoms[:, 0]) > 0) == len(atoms) - 1:  # in order, as those of a new block: each comes once
+            self._bind_to(atoms[:, 0], rows)
+            return
+        first, where = np.unique(atoms[:, 0], return_index=True)
+        again = np.setdiff1d(np.arange(len(atoms)), where, assume_unique=True)
         self._bind_to(first, rows[where])
         if len(again):
             self.unify(atoms[again], rows[again], why)

@@ -22,6 +22,9 @@ from espalier.graph.rows import Rows, alive_in, merge, stack
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv}
 FEW, TRIES, SMALL = 3, 16, 128  # lengths of short dimensions agree by chance more often
 ROUNDS = 12
+
+Mask = NDArray[np.bool_]  # of atoms; here a column for each cut that is tried
+Counts = int | NDArray[np.int64] | NDArray[np.float64]
 LITERAL = "its length is written as a number in the code"
 
 
@@ -99,19 +102,17 @@ class Constraints:
         counted_as = axes.table()[counted]
         free = axes.listed([counted_as])
         mortal = free[(axes.frozen_by()[free] < 0) & ~axes.is_fixed(free)]
-        generator, found = np.random.default_rng(0), dict[int, Demand]()
-        alive = np.ones(axes.count + 1, dtype=bool)  # the last place is that of the padding
-        for number in range(TRIES):
-            tried = demands if number < FEW else [demand for demand in demands if demand.size <= SMALL]
-            if not tried:
-                break
-            alive[mortal] = generator.random(len(mortal)) < 0.6
-            alive[counted] = alive_in(counted_as, alive)  # of bound atoms too
-            for demand in tried:
-                wanted = self._value(demand.origin, alive)
-                if wanted is not None and wanted != _count(demand.rows, demand.size, alive):
-                    found.setdefault(id(demand), demand)
-        return list(found.values())
+        alive = np.ones((axes.count + 1, TRIES), dtype=bool)  # a cut in each column; the last place is that of the padding
+        alive[mortal] = np.random.default_rng(0).random((len(mortal), TRIES)) < 0.6
+        alive[counted] = alive_in(counted_as, alive)  # of bound atoms too
+        few = np.ascontiguousarray(alive[:, :FEW])
+        return [demand for demand in demands if self._fails(demand, alive if demand.size <= SMALL else few)]
+
+    def _fails(self, demand: Demand, alive: Mask) -> bool:
+        wanted = self._value(demand.origin, alive)
+        if wanted is None:
+            return False
+        return bool(np.any((wanted != _count(demand.rows, demand.size, alive)) & ~np.isnan(wanted)))
 
     def _lengths(self, origin: Origin) -> Iterator[tuple[Rows, int]]:
         """The dimensions that a number comes from."""
@@ -121,8 +122,8 @@ class Constraints:
         elif (found := self._rows(origin)) is not None:
             yield found
 
-    def _value(self, origin: Origin, alive: NDArray[np.bool_]) -> int | None:
-        """What a number is after a cut; None where it depends on an attribute that is nowhere used alone."""
+    def _value(self, origin: Origin, alive: Mask) -> Counts | None:
+        """What a number is after each cut: nan where it is divided by 0, None where it needs an attribute never used alone."""
         if isinstance(origin, int):
             return origin
         if isinstance(origin, Length):
@@ -130,9 +131,12 @@ class Constraints:
         if isinstance(origin, Attribute):
             return _count(*self.attributes[origin.path], alive) if origin.path in self.attributes else None
         left, right = self._value(origin.left, alive), self._value(origin.right, alive)
-        if left is None or right is None or (origin.sign == "//" and right == 0):
+        if left is None or right is None:
             return None
-        return int(SIGNS[origin.sign](left, right))
+        if origin.sign == "//":
+            right = np.where(right == 0, np.nan, right)
+        found: Counts = SIGNS[origin.sign](left, right)
+        return found
 
     # -- mending -----------------------------------------------------------------------------------------------
 
@@ -187,5 +191,5 @@ class Constraints:
             self.axes.freeze(rows, why)
 
 
-def _count(rows: Rows, size: int, alive: NDArray[np.bool_]) -> int:
-    return size if rows is None else int(alive_in(rows, alive).sum())
+def _count(rows: Rows, size: int, alive: Mask) -> Counts:
+    return size if rows is None else np.asarray(alive_in(rows, alive).sum(0))

@@ -196,20 +196,34 @@ class Labels:
 
     def unify_vector(self, rows: Rows, vector: Tensor, op: str) -> None:
         """A dimension and a bias, a scale or the like are one: most are met here for the first time."""
-        name = self._names.get(id(vector))
-        if (
-            rows is None
-            or name is None
-            or name in self.parameters
-            or not 1 < vector.numel() == len(rows)
-            or not (vector.dim() == 1 and vector.is_floating_point())
-        ):
+        name = self._unmet(vector)
+        if rows is None or name is None or vector.dim() != 1 or len(vector) != len(rows):
             self.unify(rows, self.of(vector)[-1], op)
-            return
-        made, done = self.axes.twin(rows, f"{name}:0")
-        self.parameters[name] = self._dims[id(vector)] = [made]
+        else:
+            self.parameters[name] = self._dims[id(vector)] = [self._met_at(rows, f"{name}:0", op)]
+
+    def unify_matrix(self, rows: Rows, matrix: Tensor, op: str) -> Rows:
+        """A dimension and the inputs of a (outputs, inputs) matrix are one: most are met here for the first time.
+        Returns the rows of the outputs."""
+        name = self._unmet(matrix)
+        if rows is None or name is None or matrix.shape[1] != len(rows):
+            outputs, inputs = self.of(matrix)
+            self.unify(rows, inputs, op)
+            return outputs
+        outputs = self.axes.fresh(len(matrix), f"{name}:0") if len(matrix) > 1 else None
+        self.parameters[name] = self._dims[id(matrix)] = [outputs, self._met_at(rows, f"{name}:1", op)]
+        return outputs
+
+    def _unmet(self, tensor: Tensor) -> str | None:
+        """The name of a parameter or buffer that has no rows yet."""
+        name = self._names.get(id(tensor))
+        return None if name in self.parameters or not tensor.is_floating_point() else name
+
+    def _met_at(self, rows: Array, name: str, op: str) -> Rows:
+        made, done = self.axes.twin(rows, name)
         if not done:
             self.unify(rows, made, op)
+        return made
 
     def same(self, one: Rows, other: Rows) -> bool:
         """Whether two dimensions are known to be one."""

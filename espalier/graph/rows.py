@@ -88,7 +88,10 @@ def _tidy_pairs(rows: Array) -> Array:
 
 
 def alive_in(rows: Array, alive: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which indices are left when these atoms are: those whose atoms are all alive. ``alive[-1]`` is for the padding."""
+    """Which indices are left when these atoms are: those whose atoms are all alive. ``alive[-1]`` is for the padding.
+
+    ``alive`` may have a column for each of several cuts; so has the result then.
+    """
     left: NDArray[np.bool_] = alive[rows[:, 0]]
     for column in range(1, rows.shape[1]):
         left &= alive[rows[:, column]]

@@ -7,11 +7,11 @@ from espalier.methods.earlybird import EarlyBird
 from espalier.methods.epi import EPI
 from espalier.methods.follow import Follow
 from espalier.methods.force import Force
-from espalier.methods.frame.atinit import AtInit
 from espalier.methods.frame.base import Clock, Gradients, Method, Run, Site
-from espalier.methods.frame.scheduled import Scheduled
+from espalier.methods.frame.cutting.structured import Structured
+from espalier.methods.frame.masking.atinit import AtInit
+from espalier.methods.frame.masking.scheduled import Scheduled
 from espalier.methods.frame.shrinkage import Check, Cut, Shrinkage
-from espalier.methods.frame.structured import Structured
 from espalier.methods.grasp import GraSP
 from espalier.methods.greg import GReg
 from espalier.methods.iterative import Iterative

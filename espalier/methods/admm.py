@@ -24,10 +24,10 @@ from typing import ClassVar
 from torch import nn
 
 from espalier.methods.frame.base import Site
-from espalier.methods.frame.channelsplitting import SplitChannels
-from espalier.methods.frame.iteration import Iterated, Iteration, Projection
-from espalier.methods.frame.losses import FixedLoss
-from espalier.methods.frame.splitting import Splitting
+from espalier.methods.frame.splitting.channels import SplitChannels
+from espalier.methods.frame.splitting.iteration import Iterated, Iteration, Projection
+from espalier.methods.frame.splitting.losses import FixedLoss
+from espalier.methods.frame.splitting.masks import Splitting
 from espalier.records.rounds import Round
 
 

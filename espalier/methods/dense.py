@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from espalier.methods.frame.scheduled import Scheduled
+from espalier.methods.frame.masking.scheduled import Scheduled
 from espalier.schedules import Constant
 
 

@@ -21,7 +21,7 @@ from espalier.criteria.channels import ChannelCriterion
 from espalier.errors import EspalierError
 from espalier.indicators import MaskDistance
 from espalier.methods.frame.base import Site
-from espalier.methods.frame.structured import Structured
+from espalier.methods.frame.cutting.structured import Structured
 from espalier.methods.slimming import ScaleDecayRun
 
 

@@ -28,8 +28,8 @@ from espalier.criteria.channels import ChannelCriterion, channel_criterion
 from espalier.errors import EspalierError
 from espalier.indicators import CountStability, Indicator, check_indicator
 from espalier.methods.frame.base import Site
-from espalier.methods.frame.shrinking import StructuredRun
-from espalier.methods.frame.structured import Structured
+from espalier.methods.frame.cutting.shrinking import StructuredRun
+from espalier.methods.frame.cutting.structured import Structured
 
 MAGNITUDE_TAU, GRADIENT_TAU = 0.983, 0.944
 

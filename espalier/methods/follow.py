@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from espalier.errors import EspalierError
-from espalier.methods.frame.scheduled import Scheduled
+from espalier.methods.frame.masking.scheduled import Scheduled
 from espalier.schedules import Schedule
 
 

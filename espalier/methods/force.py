@@ -31,9 +31,9 @@ from espalier.distributed import is_leader
 from espalier.errors import EspalierError
 from espalier.graph import Group
 from espalier.methods.frame.base import Site
+from espalier.methods.frame.cutting.shrinking import StructuredRun
+from espalier.methods.frame.cutting.structured import Structured
 from espalier.methods.frame.recalibration import undisturbed
-from espalier.methods.frame.shrinking import StructuredRun
-from espalier.methods.frame.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

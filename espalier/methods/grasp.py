@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espalier.errors import EspalierError
-from espalier.methods.frame.atinit import AtInit, AtInitRun, Weights, first_batches, gradients_of, loss_of, need_data
 from espalier.methods.frame.base import Site
+from espalier.methods.frame.masking.atinit import AtInit, AtInitRun, Weights, first_batches, gradients_of, loss_of, need_data
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from espalier.criteria.slices import weights
 from espalier.errors import EspalierError
 from espalier.graph import Group
 from espalier.methods.frame.base import Gradients, Site
-from espalier.methods.frame.pull import Pull
-from espalier.methods.frame.shrinking import StructuredRun
-from espalier.methods.frame.structured import Structured
+from espalier.methods.frame.cutting.pull import Pull
+from espalier.methods.frame.cutting.shrinking import StructuredRun
+from espalier.methods.frame.cutting.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,9 +47,9 @@ from espalier.graph import Group
 from espalier.indicators import Indicator, JaccardStability, check_indicator, has_levelled_off
 from espalier.inputs import Call
 from espalier.methods.frame.base import Gradients, Site
-from espalier.methods.frame.pull import Pull
-from espalier.methods.frame.shrinking import StructuredRun
-from espalier.methods.frame.structured import Structured
+from espalier.methods.frame.cutting.pull import Pull
+from espalier.methods.frame.cutting.shrinking import StructuredRun
+from espalier.methods.frame.cutting.structured import Structured
 
 SPAN = 0.21  # share of the training over which the paper's runs reach their exposure: 63 of 300 epochs
 LARGEST = 0.5  # share of a weight that one step takes at most: twice that is all of it

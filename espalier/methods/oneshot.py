@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from espalier.methods.frame.ratios import WithRatios
+from espalier.methods.frame.masking.ratios import WithRatios
 from espalier.schedules import Step
 
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from espalier.errors import EspalierError
 from espalier.methods.frame.base import Site
-from espalier.methods.frame.shrinking import StructuredRun
-from espalier.methods.frame.structured import Structured
+from espalier.methods.frame.cutting.shrinking import StructuredRun
+from espalier.methods.frame.cutting.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from espalier.criteria.channels import ChannelCriterion
 from espalier.criteria.slices import norm_scales
 from espalier.errors import EspalierError
 from espalier.methods.frame.base import Gradients, Site
-from espalier.methods.frame.shrinking import StructuredRun
-from espalier.methods.frame.structured import Structured
+from espalier.methods.frame.cutting.shrinking import StructuredRun
+from espalier.methods.frame.cutting.structured import Structured
 
 
 @dataclass(frozen=True, kw_only=True)

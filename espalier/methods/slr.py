@@ -46,10 +46,10 @@ from torch import Tensor, nn
 from espalier.cost.budgets import is_number
 from espalier.errors import EspalierError
 from espalier.methods.frame.base import Site
-from espalier.methods.frame.channelsplitting import SplitChannels
-from espalier.methods.frame.iteration import Iterated, Iteration, Projection
-from espalier.methods.frame.losses import FixedLoss, Loss, MeanLoss
-from espalier.methods.frame.splitting import Splitting
+from espalier.methods.frame.splitting.channels import SplitChannels
+from espalier.methods.frame.splitting.iteration import Iterated, Iteration, Projection
+from espalier.methods.frame.splitting.losses import FixedLoss, Loss, MeanLoss
+from espalier.methods.frame.splitting.masks import Splitting
 from espalier.records.rounds import Round
 
 PATIENCE = 10  # rounds in a row in which the first condition may fail before a word is said

@@ -29,8 +29,8 @@ from torch.func import functional_call
 
 from espalier.errors import EspalierError
 from espalier.inputs import Call, tensors_in
-from espalier.methods.frame.atinit import AtInit, AtInitRun, Weights
 from espalier.methods.frame.base import Site
+from espalier.methods.frame.masking.atinit import AtInit, AtInitRun, Weights
 
 
 @dataclass(frozen=True)

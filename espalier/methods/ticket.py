@@ -22,9 +22,9 @@ from espalier.errors import EspalierError
 from espalier.lottery import density, load_masks
 from espalier.masks import Pattern, Weight, pack_bits, unpack_bits
 from espalier.masks.targets import Entry
-from espalier.methods.frame.atinit import FixedRun
 from espalier.methods.frame.base import Site
-from espalier.methods.frame.scheduled import Scheduled
+from espalier.methods.frame.masking.atinit import FixedRun
+from espalier.methods.frame.masking.scheduled import Scheduled
 from espalier.schedules import Constant
 
 _OPEN = 1e-3  # how far a sparsity that is told may be from that of the file

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 import espalier as es
 from espalier.errors import EspalierError
-from espalier.methods.frame.iteration import Iterated
-from espalier.methods.frame.ratios import WithRatios
-from espalier.methods.frame.scheduled import Scheduled
-from espalier.methods.frame.splitting import Splitting
-from espalier.methods.frame.structured import Structured
+from espalier.methods.frame.cutting.structured import Structured
+from espalier.methods.frame.masking.ratios import WithRatios
+from espalier.methods.frame.masking.scheduled import Scheduled
+from espalier.methods.frame.splitting.iteration import Iterated
+from espalier.methods.frame.splitting.masks import Splitting
 from espalier.recipes.arguments import (
     SCHEDULES,
     parse_channel_criterion,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import espalier as es
-from espalier.methods.frame import atinit
+from espalier.methods.frame.masking import atinit
 from tests.helpers.ranks import in_two_ranks
 from tests.pruner.conftest import DATA, SmallNet, batch, batch_loss, sgd, train_step
 

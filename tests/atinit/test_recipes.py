@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from espalier.recipes import engine
-from espalier.recipes.compare import plan, read_entries
+from espalier.recipes.experiments.compare import plan, read_entries
+from espalier.recipes.training import engine
 from tests.recipes.conftest import tiny
 
 __all__ = ["tiny"]

@@ -8,8 +8,8 @@ import torch
 
 import espalier as es
 from espalier.cli import main
-from espalier.recipes.engine import train
 from espalier.recipes.recipe import parse_recipe
+from espalier.recipes.training.engine import train
 
 RECIPE = {
     "model": {"name": "convnet4", "width": 4},

@@ -9,13 +9,13 @@ import torch
 
 import espalier as es
 from espalier import lottery
-from espalier.recipes import engine, runs
-from espalier.recipes.carrying import Ended, Place
-from espalier.recipes.checkpoint import read_checkpoint
-from espalier.recipes.lottery import Draw, Settings, draw, draws_of
-from espalier.recipes.lottery_results import by_chance, collect, write_results
+from espalier.recipes.experiments.carrying import Ended, Place
+from espalier.recipes.experiments.lottery import Draw, Settings, draw, draws_of
+from espalier.recipes.experiments.lottery_results import by_chance, collect, write_results
 from espalier.recipes.recipe import load_recipe, parse_recipe, recipe_hash
-from espalier.recipes.rewinding import keep_start, plant, read_start
+from espalier.recipes.training import engine, runs
+from espalier.recipes.training.checkpoint import read_checkpoint
+from espalier.recipes.training.rewinding import keep_start, plant, read_start
 from espalier.records import read_runs
 from espalier.records.summary import summarise
 from espalier.tasks.classification.models import build_model

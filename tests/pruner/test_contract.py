@@ -11,7 +11,7 @@ from torch.optim import swa_utils
 
 import espalier as es
 from espalier.masks import ranking
-from espalier.methods.frame.splitting import SplitRun
+from espalier.methods.frame.splitting.masks import SplitRun
 from tests.helpers.host import no_reads
 from tests.pruner.conftest import DATA, batch, train_step
 

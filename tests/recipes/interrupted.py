@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from espalier.recipes import engine
 from espalier.recipes.recipe import load_recipe
+from espalier.recipes.training import engine
 
 
 def main(recipe: str, folder: str, forwards: int, signal: int) -> None:

@@ -14,10 +14,10 @@ from torch import nn
 
 import espalier as es
 from espalier.errors import EspalierError
-from espalier.recipes import engine, runs
-from espalier.recipes.evaluate import evaluate_file
-from espalier.recipes.processes import Processes
 from espalier.recipes.spec import Recipe
+from espalier.recipes.training import engine, runs
+from espalier.recipes.training.evaluate import evaluate_file
+from espalier.recipes.training.processes import Processes
 
 Tiny = Callable[..., Recipe]
 
@@ -102,7 +102,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path, tiny: Tiny) -> No
 def test_two_processes_cannot_write_one_folder(tmp_path: Path, tiny: Tiny) -> None:
     runs.open_run(tmp_path, tiny())
     hold = (
-        "import sys, pathlib; from espalier.recipes.runs import locked\n"
+        "import sys, pathlib; from espalier.recipes.training.runs import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     root = Path(__file__).resolve().parents[2]
@@ -116,6 +116,11 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path, tiny: Tiny) -> No
             engine.train(tiny(), tmp_path, quiet=True)
         holder.stdin.close()
     assert engine.train(tiny("train.epochs=3"), tmp_path, quiet=True)["epochs"] == 3
+
+
+def test_batch_norm_of_a_single_value_is_one_sentence(tmp_path: Path, tiny: Tiny) -> None:
+    with pytest.raises(EspalierError, match=r"set train\.batch_size to at least 2"):
+        engine.train(tiny("model={name: resnet18, width: 2}", "train.batch_size=1", "data.limit=40"), tmp_path, quiet=True)
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path, tiny: Tiny) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from espalier.recipes.optim import LRCurve, build_optimizer, restart_steps
 from espalier.recipes.spec import LRScheduleSpec, OptimizerSpec
+from espalier.recipes.training.optim import LRCurve, build_optimizer, restart_steps
 
 STEPS = 40
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import espalier as es
-from espalier.recipes import engine, runs
-from espalier.recipes.evaluate import evaluate, evaluate_file
-from espalier.recipes.processes import Processes
-from espalier.recipes.setup import build_dense_model, build_training
 from espalier.recipes.spec import Recipe
+from espalier.recipes.training import engine, runs
+from espalier.recipes.training.evaluate import evaluate, evaluate_file
+from espalier.recipes.training.processes import Processes
+from espalier.recipes.training.setup import build_dense_model, build_training
 from tests.recipes.test_resume import interrupt, metrics
 from tests.recipes.test_structured import EPI, OCSP, cutting
 

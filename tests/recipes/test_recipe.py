@@ -6,9 +6,9 @@ import pytest
 
 import espalier as es
 from espalier.errors import EspalierError
-from espalier.methods.frame.structured import BUDGETS
+from espalier.methods.frame.cutting.structured import BUDGETS
 from espalier.recipes.arguments import parse_pattern
-from espalier.recipes.compare import read_entries
+from espalier.recipes.experiments.compare import read_entries
 from espalier.recipes.pruning import as_prune_at, build_method, for_method, lr_restarts
 from espalier.recipes.recipe import load_recipe, parse_recipe, recipe_hash, to_yaml
 from espalier.recipes.spec import PruningSpec

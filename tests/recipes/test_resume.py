@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from espalier.errors import EspalierError
-from espalier.recipes import engine
 from espalier.recipes.recipe import to_yaml
 from espalier.recipes.spec import Recipe
+from espalier.recipes.training import engine
 
 TIMES = {"seconds", "images_per_second"}
 

@@ -10,10 +10,10 @@ import pytest
 
 import espalier as es
 from espalier.errors import EspalierError
-from espalier.recipes import engine, runs
-from espalier.recipes.compare import Entry, default_methods, plan
+from espalier.recipes.experiments.compare import Entry, default_methods, plan
 from espalier.recipes.pruning import as_prune_at, build_method, for_method
 from espalier.recipes.spec import PruningSpec, Recipe
+from espalier.recipes.training import engine, runs
 from espalier.records.reading import read_run
 from tests.recipes.test_resume import interrupt, metrics
 

@@ -10,11 +10,11 @@ import torch
 
 import espalier as es
 from espalier.errors import EspalierError
-from espalier.recipes import engine, runs
-from espalier.recipes.evaluate import evaluate_file
-from espalier.recipes.processes import Processes
-from espalier.recipes.setup import TrainingBatches, batch_loss, build_training
 from espalier.recipes.spec import Recipe
+from espalier.recipes.training import engine, runs
+from espalier.recipes.training.evaluate import evaluate_file
+from espalier.recipes.training.processes import Processes
+from espalier.recipes.training.setup import TrainingBatches, batch_loss, build_training
 from tests.recipes.test_resume import interrupt, metrics
 
 Tiny = Callable[..., Recipe]

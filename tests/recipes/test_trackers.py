@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from espalier.errors import EspalierError
-from espalier.recipes import engine, trackers
 from espalier.recipes.spec import Recipe
-from espalier.recipes.trackers import open_trackers
+from espalier.recipes.training import engine, trackers
+from espalier.recipes.training.trackers import open_trackers
 
 Tiny = Callable[..., Recipe]
 
 
 def test_none_is_imported_unless_asked() -> None:
-    code = "import sys, espalier.recipes.engine; print([m for m in ('tensorboard', 'mlflow', 'wandb') if m in sys.modules])"
+    names = "tensorboard", "mlflow", "wandb"
+    code = f"import sys, espalier.recipes.training.engine; print([name for name in {names} if name in sys.modules])"
     root = Path(__file__).resolve().parents[2]
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"
@@ -66,3 +67,21 @@ def test_mlflow_records_a_run(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.Mo
         assert list((tmp_path / "mlruns").rglob("metrics/val_acc"))
     finally:
         mlflow.set_tracking_uri(None)
+
+
+def test_a_tracker_that_fails_is_left_behind(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        rows = 0
+
+        def log(self, row: dict[str, Any], step: int) -> None:
+            Gone.rows += 1
+            raise ConnectionError("the server is gone")
+
+        def close(self) -> None:
+            raise AssertionError("it was given up")
+
+    monkeypatch.setitem(trackers._TRACKERS, "wandb", lambda recipe, folder: Gone())
+    with pytest.warns(UserWarning, match=r"'wandb' failed \(the server is gone\)"):
+        engine.train(tiny("trackers=[wandb]", "train.epochs=2"), tmp_path, quiet=True)
+    assert Gone.rows == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 import espalier as es
-from espalier.recipes import engine
-from espalier.recipes.evaluate import evaluate_file
-from espalier.recipes.processes import Processes
 from espalier.recipes.recipe import load_recipe
-from espalier.recipes.setup import build_training
 from espalier.recipes.spec import Recipe
+from espalier.recipes.training import engine
+from espalier.recipes.training.evaluate import evaluate_file
+from espalier.recipes.training.processes import Processes
+from espalier.recipes.training.setup import build_training
 
 RECIPES = ("ocsp-vit-cifar10", "ocsp-vit-small-cifar10")
 FEW = (

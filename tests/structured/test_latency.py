@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import espalier as es
-from espalier.methods.frame import latency
+from espalier.methods.frame.cutting import latency
 from tests.structured.nets import STEPS, Training, at, batch, early, net
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import espalier as es
-from espalier.methods.frame.norms import norms_at_cut
+from espalier.methods.frame.cutting.norms import norms_at_cut
 from espalier.records.norms import EDGES, NormHistogram
 from tests.structured.nets import METHODS, Training, early
 

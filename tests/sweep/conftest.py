@@ -9,12 +9,12 @@ import yaml
 
 from espalier.cli.recipes import find_recipe
 from espalier.errors import EspalierError
-from espalier.recipes import runs
-from espalier.recipes.carrying import Ended, Outcome, Place, PlannedRun
-from espalier.recipes.engine import train
-from espalier.recipes.grid import Grid, expand, read_grid
+from espalier.recipes.experiments.carrying import Ended, Outcome, Place, PlannedRun
+from espalier.recipes.experiments.grid import Grid, expand, read_grid
+from espalier.recipes.experiments.sweep import Ledger, plan_sweep, run_sweep
 from espalier.recipes.recipe import load_recipe
-from espalier.recipes.sweep import Ledger, plan_sweep, run_sweep
+from espalier.recipes.training import runs
+from espalier.recipes.training.engine import train
 
 RECIPE: dict[str, Any] = {
     "model": {"name": "convnet4", "width": 4},

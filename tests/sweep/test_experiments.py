@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from espalier.recipes.grid import GridRun, expand
+from espalier.recipes.experiments.grid import GridRun, expand
+from espalier.recipes.experiments.sweep_search import lowest, read_search
 from espalier.recipes.recipe import resolved
-from espalier.recipes.sweep_search import lowest, read_search
 from espalier.records.reading import flatten
 from tests.sweep.conftest import read
 

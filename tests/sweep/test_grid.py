@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from espalier.errors import EspalierError
-from espalier.recipes.grid import expand, refuse_missing_files
+from espalier.recipes.experiments.grid import expand, refuse_missing_files
+from espalier.recipes.experiments.sweep import plan_sweep
 from espalier.recipes.recipe import parse_recipe
-from espalier.recipes.runs import run_name
-from espalier.recipes.sweep import plan_sweep
+from espalier.recipes.training.runs import run_name
 from tests.sweep.conftest import RECIPE, TWELVE, WriteGrid, read
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from espalier.recipes.engine import train
+from espalier.recipes.experiments.sweep_ray import RayCluster
 from espalier.recipes.recipe import load_recipe
-from espalier.recipes.sweep_ray import RayCluster
+from espalier.recipes.training.engine import train
 from tests.sweep.conftest import WriteGrid, carry
 
 ray = pytest.importorskip("ray")
@@ -115,9 +115,9 @@ def test_failures_come_back_as_sentences_and_stopping_saves(tmp_path: Path, clus
     assert failed.state == "failed"
     assert "not finite" in (failed.error or "")
 
-    from espalier.recipes.grid import expand
-    from espalier.recipes.runs import open_run
-    from espalier.recipes.sweep import plan_sweep
+    from espalier.recipes.experiments.grid import expand
+    from espalier.recipes.experiments.sweep import plan_sweep
+    from espalier.recipes.training.runs import open_run
     from tests.sweep.conftest import read
 
     (run,) = plan_sweep(expand(read(write_grid(set={"train.epochs": 2000}))), tmp_path / "long")

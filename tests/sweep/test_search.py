@@ -10,9 +10,9 @@ import pytest
 
 from espalier.cli import main
 from espalier.errors import EspalierError
-from espalier.recipes.carrying import Ended, PlannedRun
-from espalier.recipes.sweep import Ledger
-from espalier.recipes.sweep_search import Search, SearchSpec, lowest, read_search
+from espalier.recipes.experiments.carrying import Ended, PlannedRun
+from espalier.recipes.experiments.sweep import Ledger
+from espalier.recipes.experiments.sweep_search import Search, SearchSpec, lowest, read_search
 from tests.sweep.conftest import Here, WriteGrid, read
 
 optuna = pytest.importorskip("optuna")

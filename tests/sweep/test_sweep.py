@@ -14,10 +14,10 @@ import pytest
 
 from espalier.cli import main
 from espalier.errors import EspalierError
-from espalier.recipes import runs
-from espalier.recipes.carrying import LocalProcesses
-from espalier.recipes.grid import expand
-from espalier.recipes.sweep import SweepRun, limited, plan_sweep
+from espalier.recipes.experiments.carrying import LocalProcesses
+from espalier.recipes.experiments.grid import expand
+from espalier.recipes.experiments.sweep import SweepRun, limited, plan_sweep
+from espalier.recipes.training import runs
 from tests.sweep.conftest import TWELVE, Here, WriteGrid, carry, read
 
 ROOT = Path(__file__).resolve().parents[2]

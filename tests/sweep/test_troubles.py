@@ -13,13 +13,14 @@ import pytest
 
 from espalier.cli.watching import Watch
 from espalier.errors import EspalierError
-from espalier.recipes import runs, sweep_ray
-from espalier.recipes.carrying import Ended, LocalProcesses, PlannedRun
-from espalier.recipes.engine import Interrupted
-from espalier.recipes.grid import expand
-from espalier.recipes.lottery import Draw, Settings, draw
+from espalier.recipes.experiments import sweep_ray
+from espalier.recipes.experiments.carrying import Ended, LocalProcesses, PlannedRun
+from espalier.recipes.experiments.grid import expand
+from espalier.recipes.experiments.lottery import Draw, Settings, draw
+from espalier.recipes.experiments.sweep import SweepRun, plan_sweep
 from espalier.recipes.recipe import parse_recipe
-from espalier.recipes.sweep import SweepRun, plan_sweep
+from espalier.recipes.training import runs
+from espalier.recipes.training.engine import Interrupted
 from tests.sweep.conftest import RECIPE, Here, WriteGrid, carry, read
 
 ROOT = Path(__file__).resolve().parents[2]

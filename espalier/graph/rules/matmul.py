@@ -39,13 +39,12 @@ def linear(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     """(..., k) x (n, k) plus a bias."""
     x, weight, bias = given["input"], given["weight"], given["bias"]
     *others, inner = labels.of(x)
-    columns, again = labels.of(weight)
     labels.note_products(x, weight)
-    labels.unify(inner, again, op)
+    columns = labels.unify_matrix(inner, weight, op)
     labels.put(out, [*others, columns])
     labels.note_work(op, *zip(others, out.shape, strict=False), (columns, out.shape[-1]), (inner, x.shape[-1]))
     if bias is not None and len(bias) > 1:
-        labels.unify(labels.of(bias)[-1], columns, op)
+        labels.unify_vector(columns, bias, op)
     labels.put_source(out, layer(labels, weight, bias, columns))
 
 

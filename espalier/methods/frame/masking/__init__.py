@@ -1,0 +1,1 @@
+"""Methods that zero weights: on a schedule, or once before the first step."""

@@ -1,0 +1,1 @@
+"""Methods that train weights beside pruned twins, with multipliers that pull them together (SLR, ADMM)."""

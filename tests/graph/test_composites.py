@@ -1,0 +1,82 @@
+"""Labelled in one go or taken apart, functions say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import espalier as es
+from espalier.graph import tracer
+
+
+class Mixing(nn.Module):
+    """Attention of several spellings around one residual stream."""
+
+    def __init__(self, mix: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mix = mix
+        self.qkv, self.out = nn.Linear(24, 36), nn.Linear(12, 24, bias=False)
+        self.up, self.down = nn.Linear(24, 10), nn.Linear(10, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(2, 5, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        x = x + self.out(self.mix(q, k, v).transpose(1, 2).reshape(2, 5, 12))
+        return x + self.down(functional.gelu(self.up(x)))
+
+
+def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.matmul((q @ k.mT / k.shape[-1] ** 0.5).softmax(-1), v)
+
+
+def keywords(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(query=q, key=k, value=v, scale=0.5)
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, torch.zeros(5, 5))
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def shared(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One key for all heads, given again and again by broadcasting."""
+    return (q @ k[:, :1].mT).softmax(-1) @ v[:, :1]
+
+
+def members(group: es.Group) -> list[object]:
+    return [(member.name, member.dim, member.index.tolist()) for member in group.members]
+
+
+def described(model: nn.Module, x: Tensor) -> tuple[list[object], object, int, int]:
+    graph = es.trace(model, x)
+    groups: list[object] = [
+        (group.name, group.size, [(m.name, m.dim, m.index.tolist()) for m in group.members]) for group in graph.groups
+    ]
+    return groups, [(group.name, group.size) for group in graph.frozen], es.cost(graph).macs, es.cost(graph).activations
+
+
+@pytest.mark.parametrize("mix", [functional.scaled_dot_product_attention, products, keywords, masked, causal, shared])
+def test_both_ways_find_the_same(mix: Callable[[Tensor, Tensor, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(7, 24), Mixing(mix), nn.Linear(24, 3))
+    *whole, kept = described(model, torch.zeros(2, 5, 7))
+    monkeypatch.setattr(tracer, "COMPOSITES", {})
+    *apart, copied = described(model, torch.zeros(2, 5, 7))
+    assert whole == apart
+    assert whole[0]
+    assert kept <= copied  # torch copies what does not lie in one piece before it multiplies
+
+
+def test_a_wrong_shape_is_the_operation_s_own_error() -> None:
+    with pytest.raises(es.EspalierError, match="mat1 and mat2"):
+        es.trace(nn.Sequential(nn.Linear(7, 5), nn.Linear(4, 3)), torch.zeros(2, 7))
+
+
+def test_views_take_no_memory() -> None:
+    graph = es.trace(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.zeros(2, 5, 4))
+    assert es.cost(graph).activations == 2 * 5 * (6 + 6 + 3)
