@@ -56,6 +56,7 @@ bench: $(READY)
 	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_masks.py
 	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_graph.py
 	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_structured.py
+	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_splitting.py
 	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_files.py
 	@if [ -n "$(DATA)" ]; then env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_data.py --data "$(DATA)"; \
 	else echo 'The data path was not measured: name a folder with CIFAR-10 as Parquet, make bench DATA=FOLDER.'; fi
