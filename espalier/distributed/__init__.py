@@ -6,7 +6,8 @@ torch's compiler, which takes longer than all of espalier.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,32 @@ def average(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
     if group is not None:
         dist.all_reduce(tensor, group=group)
         tensor /= dist.get_world_size(group)
+
+
+@contextlib.contextmanager
+def all_or_none(group: dist.ProcessGroup | None, device: torch.device, what: str) -> Iterator[None]:
+    """What fails inside on one rank raises on all: none waits for another that has given up.
+
+    Args:
+        group: whose ranks all pass here; the code inside must not communicate.
+        device: of the group's tensors.
+        what: "score the weights": told to the ranks on which nothing failed.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if group is None:
+            raise
+        problem = error
+    if group is None:
+        return
+    failed = torch.tensor(float(problem is not None), device=device)
+    dist.all_reduce(failed, group=group)
+    if problem is not None:
+        raise problem
+    if failed:
+        raise EspalierError(f"Another rank could not {what}; its own message says why.")
 
 
 @torch.no_grad()

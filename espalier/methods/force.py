@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from espalier.criteria.channels import ChannelCriterion
 from espalier.criteria.slices import readers, slice_products
-from espalier.distributed import is_leader
+from espalier.distributed import all_or_none, is_leader
 from espalier.errors import EspalierError
 from espalier.graph import Group
 from espalier.methods.frame.base import Site
@@ -95,7 +95,8 @@ class ForceRun(StructuredRun):
         super().start()  # the whole budget once, so that one that cannot be met is refused before any work
         for turn in range(1, self.method.rounds + 1):
             self._part = turn / self.method.rounds
-            self._sensitivity = self._gate_gradients() if is_leader(self.site.process_group) else torch.zeros(0)
+            with all_or_none(self.site.process_group, self._observed.device, "score the channels"):
+                self._sensitivity = self._gate_gradients() if is_leader(self.site.process_group) else torch.zeros(0)
             self.look()
         self._part = 1.0
         self.remove("start")

@@ -95,6 +95,11 @@ def only_rank_1_cannot(model, data):
     return torch.tensor(1.0)
 
 
+def rank_1_cannot_from_the_third_round(model, data, calls=[]):  # noqa: B006
+    calls.append(data)
+    return only_rank_1_cannot(model, data) if len(calls) > 3 else DATA["loss_fn"](model, data)
+
+
 def losses_on_ranks(rank):
     """A loss that one rank cannot read or does not report, and batches that are each rank's own."""
     group = torch.distributed.group.WORLD
@@ -112,6 +117,14 @@ def losses_on_ranks(rank):
         build(loss_fn=only_rank_1_cannot)
     except es.EspalierError as error:
         heard.append(str(error))
+
+    net, optimizer, pruner = build(loss_fn=rank_1_cannot_from_the_third_round)
+    try:
+        for step in range(10):
+            train_step(net, optimizer, step)
+    except es.EspalierError as error:
+        heard.append(str(error))
+    pruner.detach()
 
     net, optimizer, pruner = build(batches=None)
     if rank == 0:
@@ -136,9 +149,11 @@ def test_ranks_agree_that_a_loss_is_missing_and_compare_batches_on_rank_0():
     first, second = in_two_ranks(losses_on_ranks)
     assert "Another rank could not read its loss" in first[0]
     assert "IndexError: no such output" in second[0]
-    assert "distributed: on every rank" in first[1]
-    assert first[1] == second[1]
-    assert first[2] == second[2] == []
+    assert "Another rank could not read its loss" in first[1]
+    assert "IndexError: no such output" in second[1]
+    assert "distributed: on every rank" in first[2]
+    assert first[2] == second[2]
+    assert first[3] == second[3] == []
 
 
 class Epochs:

@@ -13,7 +13,7 @@ from espalier.cost import cost, search
 from espalier.cost.costs import short
 from espalier.cost.search import fast_step
 from espalier.criteria.slices import parameters
-from espalier.distributed import broadcast, check_equal, is_leader
+from espalier.distributed import all_or_none, broadcast, check_equal, is_leader
 from espalier.errors import EspalierError
 from espalier.graph import Group
 from espalier.methods.frame.base import Gradients, Site
@@ -167,11 +167,12 @@ class ChoosingRun(TracedRun):
         """Time some narrower copies, on the leader; every rank goes by its limit."""
         if self.method.max_latency is None:
             return None
-        found = None
-        if is_leader(self.site.process_group):
-            seconds, inputs = parse_latency(self.method.max_latency), self.site.example_inputs
-            self._ranked = self.scores()
-            found = LatencyLimit(self.site.model, inputs, self.graph, seconds, self._keep_under)
+        found, group = None, self.site.process_group
+        with all_or_none(group, next(self.site.model.parameters()).device, "measure the latency"):
+            if is_leader(group):
+                seconds, inputs = parse_latency(self.method.max_latency), self.site.example_inputs
+                self._ranked = self.scores()
+                found = LatencyLimit(self.site.model, inputs, self.graph, seconds, self._keep_under)
         self._paid_macs = self._leaders(found.macs if found else 0.0)
         return found
 

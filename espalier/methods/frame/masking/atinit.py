@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from espalier.criteria import Criterion
-from espalier.distributed import broadcast, is_leader
+from espalier.distributed import all_or_none, is_leader
 from espalier.errors import EspalierError
 from espalier.masks import Weight
 from espalier.masks.ranking import keep_best
@@ -152,18 +152,10 @@ class AtInitRun(FixedRun):
         """Rank 0 scores; all ranks learn whether it could, so that none waits for a mask that will not come."""
         group = self.site.process_group
         self._refuse_synchronised_norms(group)
-        self._chosen, problem = {}, None
-        if is_leader(group):
-            try:
+        self._chosen = {}
+        with all_or_none(group, next(iter(self.weights.values())).device, "score the weights"):
+            if is_leader(group):
                 self._chosen = self._in_rounds(sparsity)
-            except Exception as error:
-                problem = error
-        failed = torch.tensor(float(problem is not None), device=next(iter(self.weights.values())).device)
-        broadcast(failed, group)
-        if problem is not None:
-            raise problem
-        if group is not None and bool(failed):
-            raise EspalierError("Rank 0 could not score the weights; its own message says why.")
         super()._prune_to(sparsity)
         self._chosen = {}
 

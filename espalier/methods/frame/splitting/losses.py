@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.distributed import average, is_leader
+from espalier.distributed import all_or_none, average, is_leader
 from espalier.errors import EspalierError
 from espalier.methods.frame.base import Site
 from espalier.methods.frame.recalibration import undisturbed
@@ -63,11 +63,12 @@ class FixedLoss(Loss):
             self.batches = list(islice(iter(site.batches), count))
         if not self.batches:
             raise EspalierError("batches gave nothing: give an iterable that can be read anew, such as a DataLoader.")
-        self._try_out()
+        self.read()
 
     @torch.no_grad()
     def read(self) -> Tensor:
-        mean = self._mine()
+        with all_or_none(self.site.process_group, self._device, "read its loss"):
+            mean = self._mine()
         average(mean, self.site.process_group)
         return mean
 
@@ -94,20 +95,6 @@ class FixedLoss(Loss):
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise EspalierError("loss_fn(model, batch) must return the loss as a tensor of one number.")
         return loss.detach().float().reshape(())
-
-    def _try_out(self) -> None:
-        """All ranks learn whether each could read its loss, so that none waits for one that has given up."""
-        problem: EspalierError | None = None
-        try:
-            self._mine()
-        except EspalierError as error:
-            problem = error
-        failed = torch.tensor(float(problem is not None), device=self._device)
-        average(failed, self.site.process_group)
-        if problem is not None:
-            raise problem
-        if self.site.process_group is not None and bool(failed):
-            raise EspalierError("Another rank could not read its loss; its own message says why.")
 
     @torch.no_grad()
     def read_shuffled(self, weights: Mapping[str, nn.Parameter]) -> Tensor:
