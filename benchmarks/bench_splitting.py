@@ -4,7 +4,7 @@ On ResNet-18 with CIFAR stem (11.2 M convolution weights), channels-last, SGD wi
 
 1. ``penalty``: rho (W - Z + U) on the gradients, as a share of a training step at batch 128 (bf16 and fp32).
 2. ``round``: seconds of one round, whole and in parts: projection of all weights, norms, one move of the multipliers, and the
-   loss on one fixed batch of 128; the same for networks with a quarter and with four times the weights: it is linear.
+   loss on one fixed batch of 128; the same for networks with a quarter and with four times the weights.
 3. ``memory``: bytes kept between rounds, as copies of the pruned weights.
 
 Usage: python benchmarks/bench_splitting.py [--quick]

@@ -3,8 +3,8 @@
 1. ``check``: one look at the sub-network (scores, search, comparison with earlier looks) on ResNet-56 and ResNet-50.
 2. ``shrink``: steps of ResNet-56, batch 128, bf16, channels-last, interleaved in one process: dense twice (A/A), OCSP with
    shrinkage in force, EPI with Taylor scores (gradients observed at every step).
-3. ``after``: steps of networks that OCSP has cut to half of the MACs with the default rounding, with round_to=1, and built
-   natively with the same widths, beside dense ones.
+3. ``after``: steps of networks cut to half of the MACs at initialisation (random channels) with the default rounding, with
+   round_to=1, and built natively with the same widths, beside dense ones.
 
 Usage: python benchmarks/bench_structured.py [--quick] [--only check,shrink,after]
 """

@@ -36,7 +36,7 @@ class Scheduled(Method):
     Args:
         scope: "local" (every layer alike), "global" (one ranking) or "erk".
         pattern: what is zeroed as one, see ``espalier.patterns``.
-        criterion: a name ("magnitude", "weight-gradient", "movement", "random") or a ``Criterion``.
+        criterion: a name ("magnitude", "squared", "weight-gradient", "movement", "random") or a ``Criterion``.
         include: name patterns and module types of the weights to prune; None means every convolution.
         exclude: likewise, taken out again.
         every: look at the schedule only every so many steps.

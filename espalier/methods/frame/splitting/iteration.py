@@ -2,7 +2,7 @@
 
 From ``start`` on every training step minimises f(W) + rho/2 ||W - Z + U||^2 (``coupling``). Every ``check_every`` steps there
 is a *round*: the method projects, Z = Proj(W + U), and moves the multipliers. A run that owns an ``Iteration`` says what Proj
-is, and what becomes of W at ``hard_prune_at``: zeros under a mask (``splitting``), or a cut (``channelsplitting``).
+is, and what becomes of W at ``hard_prune_at``: zeros under a mask (``masks``), or a cut (``channels``).
 
 Scalars are read on the host in rounds only.
 """
