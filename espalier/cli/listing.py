@@ -58,7 +58,7 @@ def _with_targets() -> Iterable[str]:
 
 
 def _schedules() -> Iterable[str]:
-    from espalier.recipes.arguments import SCHEDULES
+    from espalier.schedules import SCHEDULES
 
     return SCHEDULES
 

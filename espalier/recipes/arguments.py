@@ -11,18 +11,7 @@ from espalier.errors import EspalierError
 from espalier.indicators import INDICATORS, Indicator
 from espalier.masks.patterns import PATTERNS, Pattern
 from espalier.recipes.recipe import nearest
-
-SCHEDULES: dict[str, type[schedules.Schedule]] = {
-    "one-cycle": schedules.OneCycle,
-    "step": schedules.Step,
-    "staircase": schedules.Staircase,
-    "cubic": schedules.Cubic,
-    "linear": schedules.Linear,
-    "cosine": schedules.Cosine,
-    "exponential": schedules.Exponential,
-    "dense-sparse-dense": schedules.DenseSparseDense,
-    "constant": schedules.Constant,
-}
+from espalier.schedules import SCHEDULES
 
 
 def parse_pattern(text: object) -> Pattern:

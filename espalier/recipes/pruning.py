@@ -17,7 +17,6 @@ from espalier.methods.frame.masking.scheduled import Scheduled
 from espalier.methods.frame.splitting.iteration import Iterated
 from espalier.methods.frame.splitting.masks import Splitting
 from espalier.recipes.arguments import (
-    SCHEDULES,
     parse_channel_criterion,
     parse_indicator,
     parse_pattern,
@@ -26,6 +25,7 @@ from espalier.recipes.arguments import (
 from espalier.recipes.recipe import apply_overrides, nearest
 from espalier.recipes.spec import PruningSpec, Recipe
 from espalier.records.numbers import BUDGETS
+from espalier.schedules import SCHEDULES
 
 # Written in epochs in a recipe, in steps or shares of the training in the library.
 IN_EPOCHS = {"checks_per_epoch": "check_every", "at_epoch": "at", "hard_prune_at_epoch": "hard_prune_at"}

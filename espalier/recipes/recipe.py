@@ -110,7 +110,8 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
 def apply_settings(raw: dict[str, Any], settings: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Return a copy of `raw` with values set by their dotted keys, one after the other.
 
-    A mapping replaces the whole section; a name alone keeps the section's other keys, except for a model's arguments.
+    A mapping replaces the whole section; a name alone keeps the section's other keys, except for a model's arguments;
+    "dense" keeps none.
 
     Example:
         >>> apply_settings({"train": {"epochs": 10}}, [("train.epochs", 3), ("pruning", {"method": "dense"})])
@@ -130,7 +131,7 @@ def apply_settings(raw: dict[str, Any], settings: Iterable[tuple[str, Any]]) -> 
             node = child
         if not parents and last in SHORTHAND and isinstance(value, str):
             # Only the section's own name: the other keys stay, except for a model's arguments, which are its own.
-            others = node.get(last) if last != "model" else None
+            others = node.get(last) if last != "model" and value != "dense" else None
             value = {**(others or {}), SHORTHAND[last]: value}
         node[last] = value
     return result

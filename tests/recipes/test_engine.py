@@ -67,7 +67,7 @@ def test_the_saved_file_has_the_accuracy_that_the_result_says(tmp_path: Path, ti
         ("train.precision=fp16", "train.clip_norm=1.0"),
         ("train.accumulate=4", "train.clip_norm=1.0", "train.label_smoothing=0.1"),
         ("lr_schedule=cosine", "lr_schedule.warmup=0.1", "train.keep_best=true"),
-        ("pruning=dense", "pruning.sparsity=null"),
+        ("pruning=dense",),
         ("pruning={method: one-shot, sparsity: 0.5, pattern: '2:4', exclude: ['features.0.weight']}",),
         ("optimizer=adam", "optimizer.lr=0.003", "pruning.scope=global"),
     ],

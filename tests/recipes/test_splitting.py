@@ -73,7 +73,7 @@ def test_killed_in_the_search_changes_nothing(tmp_path: Path, tiny: Tiny, method
 
 
 def test_from_a_dense_model_that_was_trained_here(tmp_path: Path, tiny: Tiny) -> None:
-    engine.train(tiny("train.threads=1", "pruning=dense", "pruning.sparsity=null"), tmp_path / "dense", quiet=True)
+    engine.train(tiny("train.threads=1", "pruning=dense"), tmp_path / "dense", quiet=True)
     pruning = "pruning={method: slr, sparsity: 0.5, checks_per_epoch: 5, hard_prune_at_epoch: 1}"
     recipe = tiny("train.threads=1", pruning, "train.epochs=2", f"model.weights={tmp_path / 'dense' / 'model.safetensors'}")
     with warnings.catch_warnings():
