@@ -188,4 +188,7 @@ def _replaced(rows: Array, table: Array) -> Array:
     found = table[rows[:, 0]]
     if table.shape[1] == 1:
         return found
-    return found[:, : max(1, int((found >= 0).any(0).sum()))]  # left-justified, so empty columns are last
+    width = table.shape[1]
+    while width > 1 and not np.count_nonzero(found[:, width - 1] >= 0):  # left-justified, so empty columns are last
+        width -= 1
+    return found[:, :width]

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from espalier.graph import shortcuts
-from espalier.graph.modes import without_operations
+from espalier.graph.modes import transform, without_operations
+
+PLAIN = frozenset({Tensor, nn.Parameter})  # subclasses may have operations of their own
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Composite:
 
     def result(self, given: Mapping[str, Any]) -> Tensor | None:
         """What the function returns on meta, if it is called in a usual way."""
-        if len(given) > len(self.arguments) or not all(
-            isinstance(given[key], Tensor) for key in self.arguments[: self.tensors]
-        ):
+        needed = [given[key] for key in self.arguments[: self.tensors]]
+        usual = len(given) == len(self.arguments) and all(type(value) in PLAIN for value in needed)
+        if not usual or transform() is not None:  # inside vmap a tensor is larger than it says
             return None
         with without_operations():
             return self.shape(*given.values())

@@ -72,6 +72,23 @@ def test_both_ways_find_the_same(mix: Callable[[Tensor, Tensor, Tensor], Tensor]
     assert kept <= copied  # torch copies what does not lie in one piece before it multiplies
 
 
+class Vectorised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.func.vmap(lambda row: functional.linear(row, self.first.weight, self.first.bias))(x)
+        assert hidden.shape[:2] == x.shape[:2]
+        return self.last(hidden)
+
+
+def test_inside_vmap_functions_are_taken_apart() -> None:
+    graph = es.trace(Vectorised(), torch.zeros(4, 5, 6))
+    assert [(group.name, group.size) for group in graph.groups] == [("first", 8)]
+    assert not graph.notes
+
+
 def test_a_wrong_shape_is_the_operation_s_own_error() -> None:
     with pytest.raises(es.EspalierError, match="mat1 and mat2"):
         es.trace(nn.Sequential(nn.Linear(7, 5), nn.Linear(4, 3)), torch.zeros(2, 7))
