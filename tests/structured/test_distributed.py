@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 import espalier as es
+from espalier.criteria import GroupSaliency
 from espalier.surgery import structure_of
 from tests.helpers.ranks import in_two_ranks
 from tests.structured.nets import METHODS, STEPS, Training, at, batch, early, loss_of, net, quiet
@@ -51,6 +52,15 @@ def on_two_ranks(rank):
     return found | {"refusals": refusals(rank)}
 
 
+class Failing(GroupSaliency):
+    """Cannot rank on rank 0, which alone is asked to."""
+
+    name = "failing"
+
+    def score(self, tensors, places, observed):
+        raise es.EspalierError("No scores today.")
+
+
 def message(act):
     try:
         act()
@@ -67,6 +77,8 @@ def refusals(rank):
     found["foreign"] = message(lambda: prune(nn.parallel.DistributedDataParallel(model), model, early()))
     model = net()
     found["budget"] = message(lambda: prune(es.DistributedDataParallel(model), model, es.OCSP(keep_macs=0.01)))
+    model = net()
+    found["scores"] = message(lambda: prune(es.DistributedDataParallel(model), model, early(criterion=Failing())))
     training = together(rank, "prune-at-half", "batch", last=2)
     with torch.no_grad():
         training.net.head.bias += rank
@@ -118,7 +130,12 @@ def test_ranks_that_disagree_are_named_and_a_foreign_wrapper_is_refused(ranks):
         assert "The weights differ between rank 0 and rank 1" in said["drifted"]
         assert "wrap the model in es.DistributedDataParallel instead" in said["foreign"]
     assert "caps, floors and rounding leave at least" in ranks[0]["refusals"]["budget"]
-    assert "Rank 0 could not choose the channels" in ranks[1]["refusals"]["budget"]
+    assert "Another rank could not choose the channels" in ranks[1]["refusals"]["budget"]
+
+
+def test_a_criterion_that_fails_on_the_leader_ends_the_run_on_all_ranks(ranks):
+    assert ranks[0]["refusals"]["scores"] == "No scores today."
+    assert "Another rank could not choose the channels" in ranks[1]["refusals"]["scores"]
 
 
 def accumulated(key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -36,22 +37,24 @@ class ChoosingRun(TracedRun):
         self.dense = {"macs": whole.macs, "params": whole.params}
         self.keep: dict[Group, Tensor] = {}
         check_equal(site.model.parameters(), site.process_group, "The weights")
+        self._ranked: Tensor | None = None  # the last scores, on the leader
         self._paid_macs: float | None = None  # what the latency budget pays for
         self.latency = self._latency_limit()
 
     def choose(self) -> None:
         """Rank all channels and keep the best that the budget pays for; gradients are observed anew from here."""
-        self._ranked = self.scores() if is_leader(self.site.process_group) else None
-        self._decide()
+        self.keep = self.agreed(self.scores)
         self._observed.zero_()
         self._seen = 0
 
-    def _decide(self) -> None:
-        self.keep = self._agreed()
-
-    def _agreed(self) -> dict[Group, Tensor]:
-        """The choice by the last ranking, the leader's on every rank."""
-        return self._choose() if self.site.process_group is None else self._agree()
+    def agreed(self, rank: Callable[[], Tensor] | None = None) -> dict[Group, Tensor]:
+        """The leader's choice, on every rank: by the scores that ``rank`` gives it, (total,), or by its last ones."""
+        group, keep = self.site.process_group, {}
+        with all_or_none(group, self._observed.device, "choose the channels that stay"):
+            if is_leader(group):
+                self._ranked = self._ranked if rank is None else rank()
+                keep = self._choose()
+        return keep if group is None else self._spread(keep)
 
     def scores(self) -> Tensor:
         """Worth of every channel of the layout, (total,)."""
@@ -131,23 +134,15 @@ class ChoosingRun(TracedRun):
             budget["prune_channels"] = max(0.0, round(method.prune_channels * first) - gone) / present
         return budget
 
-    def _agree(self) -> dict[Group, Tensor]:
-        """The leader's choice, on every rank; no bits at all tell the others that it could not choose."""
-        device = next(self.site.model.parameters()).device
-        bits, refusal = torch.zeros(sum(group.size for group in self.groups), dtype=torch.uint8), None
-        if is_leader(self.site.process_group):
-            try:
-                keep = self._choose()
-                bits = torch.from_numpy(np.concatenate([as_mask(group, keep[group]) for group in self.groups])).to(torch.uint8)
-            except EspalierError as error:
-                refusal = error
-        bits = bits.to(device)
+    def _spread(self, keep: Mapping[Group, Tensor]) -> dict[Group, Tensor]:
+        """The leader's ``keep`` on every rank, as one broadcast of a byte per channel."""
+        sizes = [group.size for group in self.groups]
+        bits = torch.zeros(sum(sizes), dtype=torch.uint8)
+        if keep:
+            bits = torch.from_numpy(np.concatenate([as_mask(group, keep[group]) for group in self.groups])).to(torch.uint8)
+        bits = bits.to(self._observed.device)
         broadcast(bits, self.site.process_group)
-        if refusal is not None:
-            raise refusal
-        if not bits.any():
-            raise EspalierError("Rank 0 could not choose the channels that stay, and has raised an error that says why.")
-        parts = torch.split(bits.cpu(), [group.size for group in self.groups])
+        parts = torch.split(bits.cpu(), sizes)
         return {group: part.nonzero().flatten() for group, part in zip(self.groups, parts, strict=True)}
 
     def _observe(self, gradients: Gradients) -> None:
@@ -168,7 +163,7 @@ class ChoosingRun(TracedRun):
         if self.method.max_latency is None:
             return None
         found, group = None, self.site.process_group
-        with all_or_none(group, next(self.site.model.parameters()).device, "measure the latency"):
+        with all_or_none(group, self._observed.device, "measure the latency"):
             if is_leader(group):
                 seconds, inputs = parse_latency(self.method.max_latency), self.site.example_inputs
                 self._ranked = self.scores()
@@ -188,11 +183,14 @@ class ChoosingRun(TracedRun):
         if self.method.max_latency is None:
             return
         for _ in range(TRIES):
-            fast = self.latency.tighten(self.site.model, self.keep) if self.latency is not None else False
+            fast = False
+            with all_or_none(self.site.process_group, self._observed.device, "measure the latency"):
+                if self.latency is not None:
+                    fast = self.latency.tighten(self.site.model, self.keep)
             if self._leaders(float(fast)):
                 return
             self._paid_macs = self._leaders(self.latency.macs if self.latency is not None else 0.0)
-            self._decide()
+            self.keep = self.agreed()
         warnings.warn(
             f"The network takes longer than max_latency={self.method.max_latency} still; see es.profile.", stacklevel=4
         )

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from espalier.criteria.channels import ChannelCriterion
-from espalier.distributed import is_leader
 from espalier.errors import EspalierError
 from espalier.graph import Group
 from espalier.masks.trial import tried
@@ -125,9 +124,8 @@ class SplitChannelsRun(StructuredRun):
 
     def _masks(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """False where one of the channels lives that would leave if W were these tensors; of shapes that spread to theirs."""
-        self._ranked = self.criterion.score(tensors, self._places, None) if is_leader(self.site.process_group) else None
         leaves: dict[Group, Tensor] = {group: torch.zeros(group.size) for group in self.layout.groups}
-        for group, kept in self._agreed().items():
+        for group, kept in self.agreed(lambda: self.criterion.score(tensors, self._places, None)).items():
             leaves[group] = torch.ones(group.size).index_fill_(0, kept, 0.0)
         masks: dict[str, Tensor] = {}
         for (name, dim), gone in self._places.spread(self.layout.join(leaves).to(self._observed.device)).items():
