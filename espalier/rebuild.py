@@ -13,6 +13,7 @@ from torch import nn
 from espalier.builder import Builder
 from espalier.errors import EspalierError
 from espalier.files import load_model, read_builder
+from espalier.names import unknown
 
 # The tasks, timm and torchvision are imported when a model of theirs is built: `import espalier` needs none of them.
 
@@ -80,7 +81,6 @@ def build(builder: Builder) -> nn.Module:
 
 def _espalier(name: str) -> Callable[..., nn.Module]:
     from espalier.tasks.classification.models import MODELS
-    from espalier.tasks.names import unknown
 
     if name not in MODELS:
         raise unknown("espalier model", name, MODELS)
@@ -88,7 +88,6 @@ def _espalier(name: str) -> Callable[..., nn.Module]:
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
-    from espalier.tasks.names import unknown
     from espalier.tasks.vision import timm
 
     library = timm()
@@ -98,7 +97,6 @@ def _timm(name: str) -> Callable[..., nn.Module]:
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:
-    from espalier.tasks.names import unknown
     from espalier.tasks.vision import torchvision
 
     models = torchvision().models

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import EspalierError
+from espalier.names import unknown
 
 if TYPE_CHECKING:
     from espalier.builder import Builder
@@ -58,7 +59,6 @@ def builder_named(text: str, *, classes: int = 1000, in_channels: int = 3) -> Bu
     """
     from espalier.files import read_builder
     from espalier.tasks.classification.models import MODELS, builder_of
-    from espalier.tasks.names import unknown
 
     if (path := _file(text)) is not None:
         recorded = read_builder(path)

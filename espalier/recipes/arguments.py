@@ -10,7 +10,7 @@ from espalier.criteria import CHANNEL_CRITERIA, ChannelCriterion
 from espalier.errors import EspalierError
 from espalier.indicators import INDICATORS, Indicator
 from espalier.masks.patterns import PATTERNS, Pattern
-from espalier.recipes.recipe import nearest
+from espalier.names import nearest
 from espalier.schedules import SCHEDULES
 
 

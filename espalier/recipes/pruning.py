@@ -16,13 +16,14 @@ from espalier.methods.frame.masking.ratios import WithRatios
 from espalier.methods.frame.masking.scheduled import Scheduled
 from espalier.methods.frame.splitting.iteration import Iterated
 from espalier.methods.frame.splitting.masks import Splitting
+from espalier.names import nearest
 from espalier.recipes.arguments import (
     parse_channel_criterion,
     parse_indicator,
     parse_pattern,
     parse_schedule,
 )
-from espalier.recipes.recipe import apply_overrides, nearest
+from espalier.recipes.recipe import apply_overrides
 from espalier.recipes.spec import PruningSpec, Recipe
 from espalier.records.numbers import BUDGETS
 from espalier.schedules import SCHEDULES

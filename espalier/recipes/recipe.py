@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from espalier.errors import EspalierError
+from espalier.names import nearest
 from espalier.recipes.spec import SHORTHAND, Recipe, expand_shorthand
-from espalier.records.words import nearest as nearest
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 # Keys that do not change what is learned: two recipes that differ only here are one experiment.

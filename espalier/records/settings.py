@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from espalier.errors import EspalierError
+from espalier.names import nearest
 from espalier.records import numbers
 from espalier.records.reading import Run
-from espalier.records.words import nearest
 
 NAMES = {
     "method": "pruning.method",

@@ -1,4 +1,4 @@
-"""``es.trace`` on hand-written modules: what is found, what is frozen and why, and what is refused."""
+"""``es.trace`` on hand-written modules: inputs and outputs of any kind, sharing, wrappers; the model is left as it was."""
 
 from __future__ import annotations
 
@@ -15,35 +15,9 @@ from torch.nn.utils import parametrizations
 
 import espalier as es
 from espalier import EspalierError
-from espalier.graph import ChannelGraph
 from tests.graph.oracles import check_groups, sizes
+from tests.graph.small import Calls, members, reasons, two_layers
 from tests.graph.test_random_networks import assert_same, state
-
-
-def reasons(graph: ChannelGraph) -> str:
-    return "\n".join(str(group.reason) for group in graph.frozen)
-
-
-def members(graph: ChannelGraph, number: int = 0) -> set[tuple[str, int]]:
-    return {(member.name, member.dim) for member in graph.groups[number].members}
-
-
-def two_layers(width: int = 8, inputs: int = 4) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 3))
-
-
-class Calls(nn.Module):
-    """A module made of a function of itself and the inputs."""
-
-    def __init__(self, function: Any, **modules: Any) -> None:
-        super().__init__()
-        self.function = [function]
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function[0](self, *args, **kwargs)
-
 
 # -- inputs and outputs ------------------------------------------------------------------------------------------------
 
@@ -288,96 +262,6 @@ def test_lazy_modules_are_refused():
         es.trace(nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 2)), torch.zeros(2, 4))
 
 
-# -- what is frozen ----------------------------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("espalier_tests::turned", mutates_args=())
-def turned(x: Tensor) -> Tensor:
-    return x.flip(-1)
-
-
-@turned.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-def between(operation: Any, width: int = 8) -> Calls:
-    """The operation between two layers, with a pair of layers beside."""
-    return Calls(
-        lambda self, x: self.two(operation(self.one(x))) + self.beside(x),
-        one=nn.Linear(4, width), two=nn.Linear(width, 3), beside=two_layers(6),
-    )  # fmt: skip
-
-
-FREEZING = {
-    "custom operation": (turned, "turned"),
-    "linalg": (lambda x: torch.linalg.solve(torch.eye(8), x.t()).t(), "linalg"),
-    "chosen channels": (lambda x: x[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])], "indices pick from it"),
-    "argmax": (lambda x: x * x.argmax(1, keepdim=True), "argmax"),
-    "topk": (lambda x: x - x.topk(2, dim=1).values.sum(1, keepdim=True), "topk"),
-    "sort": (lambda x: x.sort(dim=1).values, "sort"),
-    "roll": (lambda x: x.roll(1, 1), "is rolled"),
-    "literal": (lambda x: x.view(2, 2, 4).transpose(1, 2).reshape(2, 8), "written as a number in the code"),
-    "literal slice": (lambda x: torch.cat([x[:, :5].relu(), x[:, 5:]], 1), "written as a number in the code"),
-    "literal split": (lambda x: torch.cat(x.split([3, 5], 1)[::-1], 1), "written as a number in the code"),
-    "constant": (lambda x: x + torch.arange(8.0), "add"),
-    "fourier": (lambda x: torch.fft.fft(x).real, "Fourier"),
-    "one channel": (lambda x: x * x[:, :1], "written as a number in the code"),
-    "single channel": (lambda x: x * x[:, 0].unsqueeze(1), "single channels of it are picked"),
-}
-
-
-@pytest.mark.parametrize("name", FREEZING)
-def test_what_has_no_rule_or_cannot_be_cut_is_frozen_with_the_reason(name: str):
-    operation, reason = FREEZING[name]
-    graph = es.trace(between(operation), torch.zeros(2, 4))
-    assert sizes(graph) == [6], "only the layers beside can be cut"
-    assert reason in reasons(graph)
-
-
-def test_an_unfrozen_neighbour_of_a_frozen_operation_is_cut_right():
-    net = between(turned).eval()
-    x = torch.randn(2, 4)
-    graph = es.trace(net, x)
-    (group,) = graph.groups
-    with torch.no_grad():
-        net.beside[0].weight[0] = net.beside[0].bias[0] = 0
-    before = net(x)
-    es.cut(net, {group: list(range(1, 6))})
-    torch.testing.assert_close(net(x), before)
-
-
-# -- what is refused ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (torch.zeros(2, 5), "does not run on these example inputs"),
-        ((torch.zeros(2, 4), torch.zeros(2)), "does not run on these example inputs"),
-        ({"y": torch.zeros(2, 4)}, "does not run on these example inputs"),
-        ((), "no tensor in example_inputs"),
-        (None, "no tensor in example_inputs"),
-        ("image.png", "no tensor in example_inputs"),
-        (torch.zeros(0, 4), "are empty: give at least one item"),
-    ],
-)
-def test_wrong_inputs_are_refused_in_one_sentence(inputs: Any, message: str):
-    with pytest.raises(EspalierError, match=message) as caught:
-        es.trace(two_layers(), inputs)
-    assert "\n" not in str(caught.value)
-
-
-def test_something_else_than_a_module_is_refused():
-    for thing, words in (
-        (lambda x: x, "takes a torch.nn.Module"),
-        (nn.Linear, "takes a torch.nn.Module"),
-        (torch.jit.trace(two_layers(), torch.zeros(2, 4)), "model of torch.jit"),
-    ):
-        with pytest.raises(EspalierError, match=words):
-            es.trace(thing, torch.zeros(2, 4))  # type: ignore[arg-type]
-
-
 # -- the model is left as it was ---------------------------------------------------------------------------------------
 
 
@@ -420,81 +304,11 @@ def test_a_graph_can_be_copied_with_its_groups():
     assert (again.groups[0].size, graph.groups[0].size) == (2, 8)
 
 
-class Standardised(nn.Module):
-    """A convolution whose weights are standardised over their inputs, as in NFNets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 2, 1)
-
-    def forward(self, x):
-        flat = self.two.weight.reshape(1, self.two.out_channels, -1)
-        weight = nn.functional.batch_norm(flat, None, None, training=True).reshape_as(self.two.weight)
-        return self.head(nn.functional.conv2d(self.one(x), weight, self.two.bias))
-
-
-def test_groups_that_standardised_weights_are_averaged_over_are_not_exact():
-    graph = es.trace(Standardised(), torch.zeros(1, 3, 8, 8))
-    assert {group.name: group.exact for group in graph.groups} == {"one": False, "two": True}
-
-
-class QueryUsedTwice(nn.Module):
-    """Attention whose query also makes a bias, as the relative positions of SAM."""
-
-    def __init__(self, twice: bool) -> None:
-        super().__init__()
-        self.q, self.k, self.v = (nn.Linear(6, 12) for _ in range(3))
-        self.out, self.places, self.twice = nn.Linear(12, 5), nn.Parameter(torch.randn(7, 12)), twice
-
-    def forward(self, x):
-        q = self.q(x)
-        bias = q @ self.places.T if self.twice else None
-        return self.out(nn.functional.scaled_dot_product_attention(q, self.k(x), self.v(x), attn_mask=bias))
-
-
-def test_a_query_that_is_used_twice_cannot_take_over_the_scale():
-    x = torch.zeros(2, 7, 6)
-    assert es.trace(QueryUsedTwice(False), x).group("q").reason is None
-    assert "used elsewhere" in es.trace(QueryUsedTwice(True), x).group("q").reason
-
-
 def test_a_copied_graph_has_its_members():
-    graph = es.trace(Standardised(), torch.zeros(1, 3, 8, 8))
+    graph = es.trace(two_layers(), torch.zeros(2, 4))
     assert graph.groups[0].members
     again = copy.deepcopy(graph)
     assert [member.name for member in again.groups[0].members] == [member.name for member in graph.groups[0].members]
-
-
-# -- means written by hand ---------------------------------------------------------------------------------------------
-
-BY_HAND = {
-    "shape": lambda self, x: x.sum(1, keepdim=True) / x.shape[1],
-    "size": lambda self, x: x.sum(1, keepdim=True).div(x.size(1)),
-    "in place": lambda self, x: x.sum(1, keepdim=True).div_(x.shape[-1]),
-    "function": lambda self, x: torch.div(x.sum(1, keepdim=True), x.shape[1]),
-    "inverse": lambda self, x: x.sum(1, keepdim=True) * (1 / x.shape[1]),
-    "weighted": lambda self, x: x.shape[1] * x.sum(1, keepdim=True),
-    "attribute": lambda self, x: x.view(-1, self.width).sum(1, keepdim=True) / self.width,
-}
-
-
-@pytest.mark.parametrize("kind", BY_HAND)
-def test_a_length_in_arithmetic_is_seen(kind: str):
-    """Zeroing channels leaves the divisor, removing them does not."""
-    net = Calls(lambda self, x: self.two(BY_HAND[kind](self, self.one(x))), one=nn.Linear(4, 8), two=nn.Linear(1, 3))
-    net.width = 8
-    (group,) = es.trace(net, torch.zeros(2, 4)).groups
-    assert not group.exact
-
-
-def test_a_length_in_arithmetic_of_indices_changes_no_number():
-    def forward(self: Calls, x: Tensor) -> Tensor:
-        x = self.one(x)
-        first = torch.arange(1, device=x.device) * x.shape[1]
-        return self.two(x) + first.to(x.dtype) * 0
-
-    (group,) = es.trace(Calls(forward, one=nn.Linear(4, 8), two=nn.Linear(8, 3)), torch.zeros(2, 4)).groups
-    assert group.exact
 
 
 class KeepsNoPrefix(nn.Module):

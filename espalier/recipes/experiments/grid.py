@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import EspalierError
+from espalier.names import nearest
 from espalier.recipes.experiments.grid_checks import check_model, check_recipe, files_are_there, plain_values, refuse_hidden
-from espalier.recipes.recipe import apply_settings, nearest, parse_recipe, read_yaml, resolved, tells_apart
+from espalier.recipes.recipe import apply_settings, parse_recipe, read_yaml, resolved, tells_apart
 from espalier.recipes.spec import Recipe
 from espalier.records.paper import Paper, read_paper
 from espalier.records.reading import flatten

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from espalier.errors import EspalierError
+from espalier.names import unknown
 from espalier.recipes.pruning import build_method
 from espalier.recipes.spec import SHORTHAND, ModelSpec, Recipe
 from espalier.recipes.training.setup import data_path
 from espalier.records.reading import flatten
 from espalier.tasks.classification.data import data_names
 from espalier.tasks.classification.models import build_model
-from espalier.tasks.names import unknown
 
 
 def check_recipe(recipe: Recipe) -> None:

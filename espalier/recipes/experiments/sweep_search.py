@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import EspalierError
+from espalier.names import nearest
 from espalier.recipes.experiments.carrying import Outcome, Place, PlannedRun
 from espalier.recipes.experiments.grid import Grid, expand
 from espalier.recipes.experiments.sweep import Ledger, SweepRun, plan_sweep, run_sweep
-from espalier.recipes.recipe import nearest
 from espalier.recipes.training import runs as folders
 from espalier.records.summary import mean
 
@@ -128,31 +128,22 @@ class Search:
         with folders.locked(self._out):  # or trials of another search, which are under way, would pass for abandoned ones
             self._ask_again()
             self.study.sampler = self._optuna.samplers.TPESampler(seed=len(self.study.trials))
-            yield from self._carry_on(ledger, place, tell, tick)
-
-    def _carry_on(
-        self,
-        ledger: Ledger,
-        place: Place,
-        tell: Callable[[str], None],
-        tick: Callable[[Sequence[PlannedRun]], None],
-    ) -> Iterator[Outcome]:
-        each = len(self._plan(lowest(self._spec)))
-        ledger.search = self.summary()
-        ledger.add([run for trial in self.done() for run in self._plan(trial.params)])
-        together = max(1, place.slots // each)
-        while (left := self._spec.trials - len(self.done())) > 0:
-            trials = [self.study.ask() for _ in range(min(left, together))]
-            planned = [self._plan(self._suggest(trial)) for trial in trials]
-            results: dict[Path, dict[str, Any] | None] = {}
-            runs = list({run.folder: run for one in planned for run in one}.values())
-            for outcome in run_sweep(runs, ledger, place, tell, tick):
-                results[outcome.run.folder] = outcome.result
-                yield outcome
-            for trial, members in zip(trials, planned, strict=True):
-                self._judge(trial, [results[run.folder] for run in members])
+            each = len(self._plan(lowest(self._spec)))
             ledger.search = self.summary()
-            ledger.write()
+            ledger.add([run for trial in self.done() for run in self._plan(trial.params)])
+            together = max(1, place.slots // each)
+            while (left := self._spec.trials - len(self.done())) > 0:
+                trials = [self.study.ask() for _ in range(min(left, together))]
+                planned = [self._plan(self._suggest(trial)) for trial in trials]
+                results: dict[Path, dict[str, Any] | None] = {}
+                runs = list({run.folder: run for one in planned for run in one}.values())
+                for outcome in run_sweep(runs, ledger, place, tell, tick):
+                    results[outcome.run.folder] = outcome.result
+                    yield outcome
+                for trial, members in zip(trials, planned, strict=True):
+                    self._judge(trial, [results[run.folder] for run in members])
+                ledger.search = self.summary()
+                ledger.write()
 
     def done(self) -> list[Any]:
         """The trials that were carried out, whether they went well or not."""

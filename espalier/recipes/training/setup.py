@@ -17,13 +17,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import espalier as es
 from espalier.errors import EspalierError
+from espalier.names import unknown
 from espalier.recipes.pruning import build_method, lr_restarts
 from espalier.recipes.spec import DataSpec, Recipe
 from espalier.recipes.training.optim import LRCurve, build_optimizer, restart_steps
 from espalier.recipes.training.processes import Processes
 from espalier.tasks.classification.data import SOURCES, Augment, Data, open_data
 from espalier.tasks.classification.models import build_model, builder_of
-from espalier.tasks.names import unknown
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from espalier.names import unknown
 from espalier.tasks.classification.data.assemble import Options, assemble
 from espalier.tasks.classification.data.augment import Augment
 from espalier.tasks.classification.data.base import Batches, Data, DataInfo
@@ -14,7 +15,6 @@ from espalier.tasks.classification.data.folder import load_folder
 from espalier.tasks.classification.data.parquet import load_parquet
 from espalier.tasks.classification.data.source import Source
 from espalier.tasks.classification.data.torchvision_sets import load_caltech101, load_cifar10, load_cifar100
-from espalier.tasks.names import unknown
 
 __all__ = ["Augment", "Batches", "Data", "DataInfo", "data_names", "open_data"]
 

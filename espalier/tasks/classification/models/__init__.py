@@ -10,13 +10,13 @@ from torch import nn
 
 from espalier.builder import Builder
 from espalier.errors import EspalierError
+from espalier.names import unknown
 from espalier.tasks.classification.models.convnet import ConvNet4
 from espalier.tasks.classification.models.mobilenet import MobileNetV1, MobileNetV2
 from espalier.tasks.classification.models.resnet import Basic, Bottleneck, CifarResNet, ResNet
 from espalier.tasks.classification.models.vgg import VGG
 from espalier.tasks.classification.models.weights import load_weights
 from espalier.tasks.classification.models.zoo import ARGUMENTS, ZOOS
-from espalier.tasks.names import unknown
 
 __all__ = ["MODELS", "build_model", "builder_of", "load_weights", "model_names"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from espalier.errors import EspalierError
-from espalier.tasks.names import unknown
+from espalier.names import unknown
 from espalier.tasks.vision import timm, torchvision
 
 WITH_AUXILIARY = ("googlenet", "inception_v3")  # have further outputs while they train, which our loss does not read

@@ -8,6 +8,17 @@ from collections.abc import Iterable
 from espalier.errors import EspalierError
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Words for an error message: the closest known name, or all of them.
+
+    Example:
+        >>> nearest("epoch", ["epochs", "precision"])
+        "did you mean 'epochs'?"
+    """
+    names = sorted(known)
+    return _guess(word, names) or f"known are {', '.join(names)}."
+
+
 def unknown(kind: str, name: str, known: Iterable[str], *, show_all: bool = True) -> EspalierError:
     """An error that names the nearest known name, and all of them where they are few.
 
@@ -18,10 +29,12 @@ def unknown(kind: str, name: str, known: Iterable[str], *, show_all: bool = True
         There is no data set 'mnist': known are digits.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else ""
-    listing = f"known are {', '.join(names)}." if show_all else ""
-    if hint and listing:
-        listing = listing[0].upper() + listing[1:]
+    hint = _guess(name, names)
+    listing = f"{'Known' if hint else 'known'} are {', '.join(names)}." if show_all else ""
     said = " ".join(filter(None, (hint, listing)))
     return EspalierError(f"There is no {kind} {name!r}" + (f": {said}" if said else "."))
+
+
+def _guess(word: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
