@@ -10,7 +10,7 @@ import espalier as es
 from espalier.indicators import CountStability, JaccardStability
 from tests.structured.nets import STEPS, Training, batch, differences, early, quiet
 
-MEASURED = {"start": 0.05, "progressive": 3, "penalty": "gradient", "exposure": 3.0, "latest": 0.9}
+MEASURED = {"start": 0.05, "progressive": 3, "faded": 0.1, "penalty": "gradient", "exposure": 3.0, "latest": 0.9}
 
 
 def test_under_a_gradient_penalty_fading_is_measured() -> None:

@@ -17,7 +17,7 @@ class Never(es.indicators.JaccardStability):
         return False
 
 
-PARTS = {"start": 0.05, "exposure": 12.0, "indicator": Never(), "latest": 0.9}  # fades and is cut by the time-out
+PARTS = {"start": 0.05, "exposure": 12.0, "faded": 0.1, "indicator": Never(), "latest": 0.9}  # fades and is cut by the time-out
 
 
 def searching(steps, last, method=None, optimizer=None, **kwargs):
@@ -237,6 +237,13 @@ def test_what_has_left_in_parts_is_what_had_been_shrunk():
     assert faded.reason == "faded"
     for name, (before, now) in training.finish().shrinkage.widths.items():
         assert now == before or int((last["fading"][name] > 0).sum()) >= (before - now) // 2
+
+
+def test_by_default_a_part_leaves_after_three_hundredths_of_the_training_under_shrinkage():
+    method = es.OCSP(keep_macs=0.5, check_every=1, start=0.1, indicator=Never(), progressive=4, round_to=1)
+    training = searching(100, 20, method)[0]
+    assert training.run.began == 10
+    assert training.run.made[0].step in (13, 14)
 
 
 def test_a_second_part_does_not_let_lambda_grow_twice():
