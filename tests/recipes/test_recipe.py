@@ -117,7 +117,8 @@ def test_a_key_that_came_later_counts_only_where_it_says_something() -> None:
     one = parse_recipe(PLAIN)
     assert recipe_hash(one) == recipe_hash(parse_recipe(PLAIN, ["lr_schedule.restart_at=null", "lr_schedule.restart_at=[]"]))
     others = (["lr_schedule.restart_at=[0.5]"], ["lr_schedule.restart_at=[0.6]"], ["lr_schedule.restart_scale=0.1"])
-    assert len({recipe_hash(one), *(recipe_hash(parse_recipe(PLAIN, more)) for more in others)}) == 4
+    others = (*others, ["data.image_size=8"], ["data.image_size=8", "data.crop_pct=0.875"])
+    assert len({recipe_hash(one), *(recipe_hash(parse_recipe(PLAIN, more)) for more in others)}) == 6
 
 
 def test_stages_of_a_method_restart_the_learning_rate_on_request() -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from espalier.tasks.classification.data import Augment, Batches, Data, open_data
+from espalier.tasks.classification.data import Augment, Batches, Data, DataInfo, open_data
 
 SIDE = 12
 CPU = torch.device("cpu")
@@ -101,3 +101,10 @@ def same(left: list[tuple[Tensor, Tensor]], right: list[tuple[Tensor, Tensor]]) 
 def images_of(batches: list[tuple[Tensor, Tensor]]) -> list[bytes]:
     """Every image as bytes, to compare sets of them."""
     return [image.contiguous().numpy().tobytes() for images, _ in batches for image in images]
+
+
+def pixels_of(batches: Batches, info: DataInfo) -> Tensor:
+    """Back to uint8 (N, H, W, 3)."""
+    images = torch.cat([images for images, _ in batches.epoch(0)])
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (info.mean, info.std))
+    return ((images * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

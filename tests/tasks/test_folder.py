@@ -14,7 +14,7 @@ from PIL import Image
 
 from espalier.errors import EspalierError
 from espalier.tasks.classification.data import Augment, Data
-from tests.tasks.conftest import all_of, same
+from tests.tasks.conftest import all_of, pixels_of, same
 
 Opened = Callable[..., Data]
 
@@ -65,6 +65,29 @@ def test_a_random_crop_is_taken_from_the_full_image(opening: Opened, image_folde
     data = opening(resident=False, augment=Augment(random_resized_crop=0.01))
     cropped, whole = next(iter(data.train.epoch(0)))[0], next(iter(data.val.epoch(0)))[0]
     assert cropped.std((1, 2, 3)).mean() > 2 * whole.std((1, 2, 3)).mean()
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_central_square_is_kept_on_request(opening: Opened, image_folder: Path, resident: bool) -> None:
+    """Wide pictures with a grey square in the middle, black beside it and white above and below."""
+    picture = np.zeros((40, 60, 3), dtype=np.uint8)
+    picture[:, 10:50] = 255
+    picture[5:35, 15:45] = 128
+    for file in image_folder.rglob("*.png"):
+        Image.fromarray(picture).save(file)
+    whole, middle, inner = (opening(resident=resident, crop_pct=pct, augment=Augment()) for pct in (None, 1.0, 0.7))
+    for split in ("train", "val", "test"):
+        shown = [np.unique(pixels_of(getattr(data, split), data.info)[0].numpy()) for data in (whole, middle, inner)]
+        assert 0 in shown[0]
+        assert shown[1].min() >= 128
+        assert shown[1].max() == 255
+        assert shown[2].tolist() == [128]
+
+
+@pytest.mark.parametrize(("options", "words"), [({"crop_pct": 0.0}, "shorter side"), ({"image_size": None}, "image_size=224")])
+def test_a_central_square_needs_a_share_and_a_size(opening: Opened, options: dict[str, float], words: str) -> None:
+    with pytest.raises(EspalierError, match=words):
+        opening(**{"crop_pct": 0.875, **options})
 
 
 def test_files_of_other_kinds_and_hidden_folders_are_passed_over(opening: Opened, image_folder: Path) -> None:

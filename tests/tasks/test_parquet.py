@@ -13,20 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from espalier.errors import EspalierError
-from espalier.tasks.classification.data import Augment, Batches, Data, DataInfo
-from tests.tasks.conftest import SIDE, all_of, encoded, images_of, pictures, write_parquet
+from espalier.tasks.classification.data import Augment, Data
+from tests.tasks.conftest import SIDE, all_of, encoded, images_of, pictures, pixels_of, write_parquet
 
 Opened = Callable[..., Data]
-
-
-def pixels_of(batches: Batches, info: DataInfo) -> Tensor:
-    """Back to uint8 (N, H, W, 3)."""
-    images = torch.cat([images for images, _ in batches.epoch(0)])
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (info.mean, info.std))
-    return ((images * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def test_pixels_labels_and_names_are_those_of_the_file(opened: Opened, parquet: Path) -> None:

@@ -173,6 +173,7 @@ def open_recipe_data(recipe: Recipe, processes: Processes) -> Data:
         resident=spec.resident,
         workers=spec.workers,
         image_size=spec.image_size,
+        crop_pct=spec.crop_pct,
         channels_last=train.channels_last,
         download=spec.download,
         rank=processes.rank,

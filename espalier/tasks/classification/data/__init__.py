@@ -47,6 +47,7 @@ def open_data(
     resident: bool | None = None,
     workers: int = 2,
     image_size: int | None = None,
+    crop_pct: float | None = None,
     channels_last: bool = False,
     download: bool = False,
     rank: int = 0,
@@ -69,6 +70,8 @@ def open_data(
         resident: keep all images decoded on the device; False reads them through worker processes; None decides by size.
         workers: processes that read and decode, where the data is not resident.
         image_size: resize all images to a square of so many pixels a side.
+        crop_pct: share of the shorter side that is kept, as a square in the middle, before that; None squeezes whole images.
+            Where worker processes read the data, random resized crops are taken from the full image all the same.
         channels_last: memory format of the batches.
         download: fetch what is missing.
         rank: this process, of ``world``: each gets a disjoint part of every batch.
@@ -97,6 +100,7 @@ def open_data(
         resident=resident,
         workers=workers,
         image_size=image_size,
+        crop_pct=crop_pct,
         channels_last=channels_last,
         rank=rank,
         world=world,

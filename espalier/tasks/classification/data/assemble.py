@@ -10,6 +10,7 @@ from torch import Tensor
 from espalier.errors import EspalierError
 from espalier.tasks.classification.data.augment import Augment
 from espalier.tasks.classification.data.base import Batches, Data, DataInfo
+from espalier.tasks.classification.data.decode import Square
 from espalier.tasks.classification.data.loader import LoaderBatches
 from espalier.tasks.classification.data.plan import Plan, generator_for
 from espalier.tasks.classification.data.resident import Normaliser, ResidentBatches, home_of, to_arrays
@@ -43,6 +44,7 @@ class Options:
     resident: bool | None
     workers: int
     image_size: int | None
+    crop_pct: float | None
     channels_last: bool
     rank: int
     world: int
@@ -52,6 +54,13 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EspalierError(f"{name} must be at least 1; got {value}.")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise EspalierError(f"crop_pct is a share of the shorter side, above 0 and at most 1; got {self.crop_pct}.")
+
+    @property
+    def square(self) -> Square:
+        """How images become squares."""
+        return Square(self.image_size, self.crop_pct)
 
     def plan(self, images: int, *, training: bool) -> Plan:
         """The batches of a split of so many images."""
@@ -65,6 +74,8 @@ def assemble(source: Source, options: Options) -> Data:
         EspalierError: if a split would be too small, or an image is broken.
     """
     options = replace(options, image_size=options.image_size or source.image_size)
+    if options.crop_pct is not None and options.image_size is None:
+        raise EspalierError("crop_pct needs a size for the images too, data.image_size=224.")
     splits = hold_out(source, options.val_fraction, options.limit)
     for key, split in splits.items():
         if len(split.indices) < (1 if key == "train" else options.world):  # each process evaluates at least one image
@@ -118,7 +129,7 @@ def make_resident(source: Source, splits: dict[str, Split], options: Options) ->
     held: dict[str, Arrays] = {}
     for key, split in splits.items():
         if id(split.part) not in decoded:
-            decoded[id(split.part)] = to_arrays(split.part, options.image_size)
+            decoded[id(split.part)] = to_arrays(split.part, options.square)
         images, labels = decoded[id(split.part)]
         whole = len(split.indices) == len(labels)
         held[key] = (images, labels) if whole else (images[split.indices], labels[split.indices])
@@ -143,14 +154,14 @@ def make_loaders(source: Source, splits: dict[str, Split], options: Options) -> 
     size = options.image_size
     if size is None:
         raise EspalierError(f"{source.name} is read through worker processes: give a size for its images, data.image_size=224.")
-    mean, std = sampled_statistics(_encoded(splits["train"].part), splits["train"].indices, size)
+    mean, std = sampled_statistics(_encoded(splits["train"].part), splits["train"].indices, options.square)
     normalise = Normaliser(mean, std, options.device, options.channels_last)
 
     def batches(key: str) -> Batches:
         split, training = splits[key], key == "train"
         plan = options.plan(len(split.indices), training=training)
         augment = options.augment if training else None
-        return LoaderBatches(_encoded(split.part), split.indices, size, plan, normalise, augment, options.workers)
+        return LoaderBatches(_encoded(split.part), split.indices, options.square, plan, normalise, augment, options.workers)
 
     return describe(source, splits, (3, size, size), mean, std), {key: batches(key) for key in splits}
 

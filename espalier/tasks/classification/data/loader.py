@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from espalier.errors import EspalierError
 from espalier.tasks.classification.data.augment import Augment, crop_box
-from espalier.tasks.classification.data.decode import squeezed, to_tensor
+from espalier.tasks.classification.data.decode import Square, to_tensor
 from espalier.tasks.classification.data.plan import Plan, generator_for
 from espalier.tasks.classification.data.resident import Normaliser
 from espalier.tasks.classification.data.source import Encoded
@@ -31,7 +31,7 @@ class LoaderBatches:
     Args:
         part: the encoded images.
         indices: those that make this split, int64 (N,).
-        size: side of the images in pixels.
+        square: how images become squares of one size.
         plan: which images make which batch.
         normalise: turns uint8 batches into floats on the device.
         augment: None for evaluation.
@@ -42,14 +42,14 @@ class LoaderBatches:
         self,
         part: Encoded,
         indices: Tensor,
-        size: int,
+        square: Square,
         plan: Plan,
         normalise: Normaliser,
         augment: Augment | None = None,
         workers: int = 2,
     ) -> None:
         self.plan, self.normalise, self.workers = plan, normalise, workers
-        self._images = Images(part, indices, size, augment, plan.seed)
+        self._images = Images(part, indices, square, augment, plan.seed)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -93,8 +93,8 @@ class Tickets(Sampler[list[Ticket]]):
 class Images(Dataset[tuple[Tensor, int] | str]):
     """Decodes and augments one image; what goes wrong comes back as a sentence, since exceptions arrive as tracebacks."""
 
-    def __init__(self, part: Encoded, indices: Tensor, size: int, augment: Augment | None, seed: int) -> None:
-        self.part, self.indices, self.size, self.augment, self.seed = part, indices, size, augment, seed
+    def __init__(self, part: Encoded, indices: Tensor, square: Square, augment: Augment | None, seed: int) -> None:
+        self.part, self.indices, self.square, self.augment, self.seed = part, indices, square, augment, seed
 
     def __getitem__(self, ticket: Ticket) -> tuple[Tensor, int] | str:
         epoch, index = ticket
@@ -104,21 +104,24 @@ class Images(Dataset[tuple[Tensor, int] | str]):
         except EspalierError as error:
             return str(error)
         if self.augment is None:
-            pixels = to_tensor(squeezed(image, self.size))
+            pixels = to_tensor(self.square(image))
         else:
-            pixels = augmented(image, self.size, self.augment, generator_for(self.seed, epoch, index))
+            pixels = augmented(image, self.square, self.augment, generator_for(self.seed, epoch, index))
         return pixels, int(self.part.labels[place])
 
 
-def augmented(image: Image.Image, size: int, augment: Augment, generator: torch.Generator) -> Tensor:
+def augmented(image: Image.Image, square: Square, augment: Augment, generator: torch.Generator) -> Tensor:
     """Augment one image of any size to uint8 (3, size, size); a random resized crop is taken from the full image."""
     if augment.random_resized_crop is not None:
         w, h, x, y = crop_box(1, augment.random_resized_crop, generator)[:, 0].tolist()
         edges = ((x + 1 - w) / 2, (y + 1 - h) / 2, (x + 1 + w) / 2, (y + 1 + h) / 2)  # shares of the sides
         left, top, right, bottom = (min(max(edge, 0.0), 1.0) * side for edge, side in zip(edges, image.size * 2, strict=True))
+        size = square.size or image.width
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         augment = replace(augment, random_resized_crop=None)
-    return augment(to_tensor(squeezed(image, size)).unsqueeze(0), generator).squeeze(0)
+    else:
+        image = square(image)
+    return augment(to_tensor(image).unsqueeze(0), generator).squeeze(0)
 
 
 def stack(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from espalier.errors import EspalierError
 from espalier.tasks.classification.data.augment import Augment
 from espalier.tasks.classification.data.cache import cached
-from espalier.tasks.classification.data.decode import squeezed
+from espalier.tasks.classification.data.decode import Square
 from espalier.tasks.classification.data.plan import Plan
 from espalier.tasks.classification.data.source import Arrays, Encoded, Part
 
@@ -83,12 +83,16 @@ def home_of(size: int, device: torch.device) -> torch.device:
     return device
 
 
-def to_arrays(part: Part, size: int | None) -> Arrays:
-    """Decode a part, or take it from the cache; ``size`` resizes the images to that side."""
+def to_arrays(part: Part, square: Square) -> Arrays:
+    """Decode a part, or take it from the cache."""
     if isinstance(part, Encoded):
-        return cached(f"{part.key}|image_size={size}", "images", lambda: decode_all(part, size))
+        cropped = "" if square.crop_pct is None else f"|crop_pct={square.crop_pct}"
+        return cached(f"{part.key}|image_size={square.size}{cropped}", "images", lambda: decode_all(part, square))
     images, labels = part
-    if size is not None and images.shape[2:] != (size, size):
+    size = square.size
+    if size is not None and (square.crop_pct is not None or images.shape[2:] != (size, size)):
+        left, top, right, bottom = map(round, square.middle(images.shape[3], images.shape[2]))
+        images = images[..., top:bottom, left:right]
         images = torch.cat([_resized(piece, size) for piece in torch.split(images, 1024)])
     return images, labels
 
@@ -98,18 +102,18 @@ def _resized(images: Tensor, size: int) -> Tensor:
     return floats.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def decode_all(part: Encoded, size: int | None) -> Arrays:
+def decode_all(part: Encoded, square: Square) -> Arrays:
     """Decode every image of a part in threads (Pillow decodes outside Python's lock).
 
     Raises:
-        EspalierError: naming the image that is broken, or of another size than the first where ``size`` is None.
+        EspalierError: naming the image that is broken, or of another size than the first where squares have none.
     """
-    width, height = (size, size) if size is not None else part.image(0).size
+    width, height = square(part.image(0)).size
     out = np.empty((len(part), 3, height, width), dtype=np.uint8)
 
     def decode_every(start: int, step: int) -> None:
         for index in range(start, len(part), step):
-            image = squeezed(part.image(index), size)
+            image = square(part.image(index))
             if image.size != (width, height):
                 raise EspalierError(
                     f"{part.name(index)} has {image.width} x {image.height} pixels, the first image {width} x {height}: "

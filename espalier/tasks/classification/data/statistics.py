@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from espalier.tasks.classification.data.decode import squeezed, to_tensor
+from espalier.tasks.classification.data.decode import Square, to_tensor
 from espalier.tasks.classification.data.source import Encoded
 
 SAMPLE = 1_000  # images that speak for a set too large to decode beforehand
@@ -23,12 +23,12 @@ def channel_statistics(images: Tensor) -> Statistics:
     return _summary([torch.bincount(images[:, channel].reshape(-1).cpu(), minlength=256) for channel in range(images.shape[1])])
 
 
-def sampled_statistics(part: Encoded, indices: Tensor, size: int) -> Statistics:
-    """The same over ``SAMPLE`` images, evenly spread over ``indices``, resized to ``size``."""
+def sampled_statistics(part: Encoded, indices: Tensor, square: Square) -> Statistics:
+    """The same over ``SAMPLE`` images, evenly spread over ``indices``, as squares."""
     step = max(1, -(-len(indices) // SAMPLE))
     counts = torch.zeros(3, 256, dtype=torch.int64)
     for index in indices[::step].tolist():
-        image = to_tensor(squeezed(part.image(index), size))
+        image = to_tensor(square(part.image(index)))
         counts += torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in image])
     return _summary(list(counts))
 
