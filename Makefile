@@ -58,8 +58,9 @@ bench: $(READY)
 	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_structured.py
 	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_splitting.py
 	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_files.py
-	@if [ -n "$(DATA)" ]; then env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_data.py --data "$(DATA)"; \
-	else echo 'The data path was not measured: name a folder with CIFAR-10 as Parquet, make bench DATA=FOLDER.'; fi
+	@if [ -n "$(DATA)" ]; then env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_data.py --data "$(DATA)" \
+	&& env -u OMP_NUM_THREADS $(BIN)/python benchmarks/bench_training.py --data "$(DATA)"; \
+	else echo 'The data path and whole trainings were not measured: name a folder with CIFAR-10 as Parquet, make bench DATA=FOLDER.'; fi
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
