@@ -27,7 +27,7 @@ _NOT_HASHED = {
 
 
 # Keys that came later: as long as they say nothing, a recipe is the experiment that it was before.
-_HASHED_IF_GIVEN = {"lr_schedule": ("restart_at", "restart_scale"), "data": ("crop_pct",)}
+_HASHED_IF_GIVEN = {"lr_schedule": ("restart_at", "restart_scale"), "data": ("crop_pct", "mean", "std")}
 
 
 class _Loader(yaml.SafeLoader):

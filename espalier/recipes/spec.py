@@ -51,6 +51,8 @@ class DataSpec(BaseModel):
     limit: int | None = Field(default=None, gt=0, description="use only so many training images")
     image_size: int | None = Field(default=None, gt=0)
     crop_pct: float | None = Field(default=None, gt=0, le=1, description="central square of the shorter side; null: squeezed")
+    mean: tuple[float, ...] | None = Field(default=None, description="to normalise by; null measures")
+    std: tuple[float, ...] | None = None
     resident: bool | None = Field(default=None, description="keep the images on the device; null decides by size")
     workers: int = Field(default=2, ge=0)
     download: bool = False

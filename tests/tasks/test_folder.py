@@ -90,6 +90,28 @@ def test_a_central_square_needs_a_share_and_a_size(opening: Opened, options: dic
         opening(**{"crop_pct": 0.875, **options})
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_images_are_normalised_by_given_numbers(opening: Opened, resident: bool) -> None:
+    measured, given = opening(resident=resident), opening(resident=resident, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.4))
+    assert (given.info.mean, given.info.std) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.4))
+    assert torch.equal(pixels_of(given.val, given.info), pixels_of(measured.val, measured.info))
+    assert not torch.equal(next(iter(given.val.epoch(0)))[0], next(iter(measured.val.epoch(0)))[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mean": (0.5, 0.5, 0.5)}, "come together"),
+        ({"mean": (0.5,), "std": (0.5,)}, "each of the 3 channels"),
+        ({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.0, 0.5)}, "above 0"),
+    ],
+)
+def test_numbers_to_normalise_by_must_fit(opening: Opened, options: dict[str, tuple[float, ...]], words: str) -> None:
+    for resident in (True, False):
+        with pytest.raises(EspalierError, match=words):
+            opening(resident=resident, **options)
+
+
 def test_files_of_other_kinds_and_hidden_folders_are_passed_over(opening: Opened, image_folder: Path) -> None:
     before = opening().info
     (image_folder / "train" / "class 0" / "notes.txt").write_text("no image")

@@ -174,6 +174,8 @@ def open_recipe_data(recipe: Recipe, processes: Processes) -> Data:
         workers=spec.workers,
         image_size=spec.image_size,
         crop_pct=spec.crop_pct,
+        mean=spec.mean,
+        std=spec.std,
         channels_last=train.channels_last,
         download=spec.download,
         rank=processes.rank,

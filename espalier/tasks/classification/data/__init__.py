@@ -48,6 +48,8 @@ def open_data(
     workers: int = 2,
     image_size: int | None = None,
     crop_pct: float | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     channels_last: bool = False,
     download: bool = False,
     rank: int = 0,
@@ -72,6 +74,7 @@ def open_data(
         image_size: resize all images to a square of so many pixels a side.
         crop_pct: share of the shorter side that is kept, as a square in the middle, before that; None squeezes whole images.
             Where worker processes read the data, random resized crops are taken from the full image all the same.
+        mean, std: what images are normalised by, 0 to 1, one number per channel; None measures the training images.
         channels_last: memory format of the batches.
         download: fetch what is missing.
         rank: this process, of ``world``: each gets a disjoint part of every batch.
@@ -101,6 +104,8 @@ def open_data(
         workers=workers,
         image_size=image_size,
         crop_pct=crop_pct,
+        mean=mean,
+        std=std,
         channels_last=channels_last,
         rank=rank,
         world=world,

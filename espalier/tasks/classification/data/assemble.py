@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,7 @@ from espalier.tasks.classification.data.plan import Plan, generator_for
 from espalier.tasks.classification.data.resident import Normaliser, ResidentBatches, home_of, to_arrays
 from espalier.tasks.classification.data.source import Arrays, Encoded, Part, Source, labels_of
 from espalier.tasks.classification.data.splits import SPLIT_SEED, split_off
-from espalier.tasks.classification.data.statistics import channel_statistics, sampled_statistics
+from espalier.tasks.classification.data.statistics import Statistics, channel_statistics, sampled_statistics
 
 # Up to here decoded images stay in memory. Fixed, not measured: augmentation differs between the two ways, and a run
 # must not depend on how much memory happens to be free.
@@ -45,6 +46,8 @@ class Options:
     workers: int
     image_size: int | None
     crop_pct: float | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     channels_last: bool
     rank: int
     world: int
@@ -56,6 +59,18 @@ class Options:
                 raise EspalierError(f"{name} must be at least 1; got {value}.")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise EspalierError(f"crop_pct is a share of the shorter side, above 0 and at most 1; got {self.crop_pct}.")
+        if (self.mean is None) != (self.std is None):
+            raise EspalierError("mean and std come together: give both, one number per channel, or leave both out.")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise EspalierError(f"std needs numbers above 0; got {list(self.std)}.")
+
+    def statistics(self, channels: int, measure: Callable[[], Statistics]) -> Statistics:
+        """Mean and standard deviation to normalise by: the given ones, or measured ones."""
+        if self.mean is None or self.std is None:
+            return measure()
+        if not len(self.mean) == len(self.std) == channels:
+            raise EspalierError(f"mean and std need one number for each of the {channels} channels of the images.")
+        return self.mean, self.std
 
     @property
     def square(self) -> Square:
@@ -136,7 +151,8 @@ def make_resident(source: Source, splits: dict[str, Split], options: Options) ->
     shapes = {key: tuple(images.shape[1:]) for key, (images, _) in held.items()}
     if len(set(shapes.values())) > 1:
         raise EspalierError(f"The splits of {source.name} have images of different sizes ({shapes}): give data.image_size.")
-    mean, std = channel_statistics(held["train"][0])
+    train = held["train"][0]
+    mean, std = options.statistics(train.shape[1], lambda: channel_statistics(train))
     home = home_of(sum(images.numel() for images, _ in held.values()), options.device)
     normalise = Normaliser(mean, std, options.device, options.channels_last)
 
@@ -154,7 +170,8 @@ def make_loaders(source: Source, splits: dict[str, Split], options: Options) -> 
     size = options.image_size
     if size is None:
         raise EspalierError(f"{source.name} is read through worker processes: give a size for its images, data.image_size=224.")
-    mean, std = sampled_statistics(_encoded(splits["train"].part), splits["train"].indices, options.square)
+    part, indices = _encoded(splits["train"].part), splits["train"].indices
+    mean, std = options.statistics(3, lambda: sampled_statistics(part, indices, options.square))
     normalise = Normaliser(mean, std, options.device, options.channels_last)
 
     def batches(key: str) -> Batches:
