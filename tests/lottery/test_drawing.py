@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import espalier as es
-from espalier import lottery
+from espalier import EspalierError, lottery
 from espalier.recipes.experiments.carrying import Ended, Place
 from espalier.recipes.experiments.lottery import Draw, Settings, draw, draws_of
 from espalier.recipes.experiments.lottery_results import by_chance, collect, write_results
@@ -318,6 +318,14 @@ def test_a_failed_round_ends_its_seed_and_the_others_go_on(tmp_path):
     outcomes = list(draw(made, (0, 1), tmp_path, place))
     assert [o.error for o in outcomes if o.state == "failed"] == ["it broke"]
     assert place.done.count("round-02") == 1
+
+
+def test_a_seed_is_drawn_by_one_process_at_a_time(tmp_path):
+    made = settings()
+    for one in draws_of(made, [0], tmp_path):
+        one.folder.mkdir(parents=True)
+        with runs.locked(one.folder), pytest.raises(EspalierError, match=r"Another process is writing to .*s0"):
+            carry(made, tmp_path)
 
 
 def test_planting_leaves_a_run_that_has_begun_alone(tmp_path):

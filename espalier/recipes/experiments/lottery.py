@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,9 +270,24 @@ def draw(
         tell, tick: see `carry_out`.
 
     Raises:
-        EspalierError: settings that don't fit the model or the data; what fails in a training is an outcome.
+        EspalierError: settings that don't fit the model or the data, or a seed that another process is drawing; what fails in a
+            training is an outcome.
     """
     draws = draws_of(settings, seeds, out)
+    with ExitStack() as held:
+        for one in draws:  # two that prepare one round would overwrite each other's masks
+            one.folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(runs.locked(one.folder))
+        yield from _rounds(settings, draws, place, tell, tick)
+
+
+def _rounds(
+    settings: Settings,
+    draws: list[Draw],
+    place: Place,
+    tell: Callable[[str], None],
+    tick: Callable[[Sequence[PlannedRun]], None],
+) -> Iterator[Outcome]:
     for number in range(settings.last + 1):
         stages, broken = _stages(draws, number)
         yield from broken
