@@ -90,8 +90,7 @@ def lr_restarts(recipe: Recipe) -> tuple[float, ...]:
         return own
     if own:
         raise EspalierError(f"Give lr_schedule.restart_at or pruning.{RESTART}, not both.")
-    stages: tuple[float, ...] = method.stages
-    return stages
+    return tuple(share for share in method.stages if 0 < share < 1)  # a cut before or after the training starts nothing over
 
 
 def method_arguments(name: str) -> list[str]:
@@ -205,7 +204,7 @@ def _is_shared(key: str, old: str, new: str) -> bool:
 
 def _writable(known: Sequence[str]) -> list[str]:
     """Arguments as a recipe may write them."""
-    return [*known, RATIOS, *(key for key, stands_for in IN_EPOCHS.items() if stands_for in known)]
+    return [*known, RATIOS, RESTART, *(key for key, stands_for in IN_EPOCHS.items() if stands_for in known)]
 
 
 def _without_restart(spec: PruningSpec) -> dict[str, Any]:

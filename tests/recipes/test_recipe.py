@@ -138,6 +138,9 @@ def test_stages_of_a_method_restart_the_learning_rate_on_request() -> None:
     assert for_method(spec, "ocsp").args == {"keep_macs": 0.5}
     own = read_entries("train-prune-finetune:restart_lr=true")[0].own
     assert for_method(for_method(spec, "ocsp"), "train-prune-finetune", own=own).args == spec.args
+    assert for_method(spec, "train-prune-finetune", keep_macs=0.3).args == {"keep_macs": 0.3, "restart_lr": True}
+    assert as_prune_at(spec, 2).args["restart_lr"] is True
+    assert restarts({"method": "prune-at", "at_epoch": 0, "restart_lr": True}) == ()
 
 
 def test_hash_names_the_experiment_not_its_circumstances() -> None:
