@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 import espalier as es
+from espalier.criteria.channels import ChannelRandom
+from espalier.criteria.weights import Random
 from espalier.errors import EspalierError
 from espalier.methods.frame.cutting.structured import Structured
 from espalier.methods.frame.masking.ratios import WithRatios
@@ -36,13 +38,14 @@ RESTART = "restart_lr"  # also the recipe's alone: the learning-rate schedule st
 _RANKING = ("criterion", "scope", "normalise")
 
 
-def build_method(spec: PruningSpec, *, epochs: int | None = None, steps_per_epoch: int | None = None) -> Any:
+def build_method(spec: PruningSpec, *, epochs: int | None = None, steps_per_epoch: int | None = None, seed: int = 0) -> Any:
     """Make the method that the recipe names.
 
     Args:
         spec: the section.
         epochs: of the whole training, which `at_epoch` is a part of; None: not known yet, any will do.
         steps_per_epoch: optimizer steps, which `checks_per_epoch` are spread over; None: not known yet.
+        seed: of the run, by which `criterion: random` draws.
 
     Raises:
         EspalierError: unknown method or argument (the nearest known one is named), or a combination it refuses.
@@ -68,7 +71,7 @@ def build_method(spec: PruningSpec, *, epochs: int | None = None, steps_per_epoc
         if not isinstance(given.get(key, []), (list, str, type(None))):  # the method itself refuses a text
             raise EspalierError(f"pruning.{key} must be a list of name patterns, such as [layer1.*], not {given[key]!r}.")
     try:
-        return method(**_parsed(given, spec.sparsity, cuts=method.cuts))
+        return method(**_parsed(given, spec.sparsity, cuts=method.cuts, seed=seed))
     except (TypeError, AttributeError) as error:
         raise EspalierError(f"The recipe's pruning section does not fit {spec.method!r} ({error}).") from None
 
@@ -279,16 +282,19 @@ def _without_epochs(spec: PruningSpec, known: Sequence[str], epochs: int | None,
     return given
 
 
-def _parsed(given: dict[str, Any], sparsity: float | None, *, cuts: bool) -> dict[str, Any]:
+def _parsed(given: dict[str, Any], sparsity: float | None, *, cuts: bool, seed: int) -> dict[str, Any]:
     """The arguments with names and mappings turned into objects."""
     made = dict(given)
+    random = made.get("criterion") in ("random", {"name": "random"})
+    if random:  # else runs of several seeds would share one draw
+        made["criterion"] = ChannelRandom(seed) if cuts else Random(seed)
     if cuts:
-        if "criterion" in made:
+        if "criterion" in made and not random:
             made["criterion"] = parse_channel_criterion(made["criterion"])
         if made.get("indicator") is not None:
             made["indicator"] = parse_indicator(made["indicator"])
         return made
-    if not isinstance(made.get("criterion", ""), str):
+    if not random and not isinstance(made.get("criterion", ""), str):
         raise EspalierError(f"pruning.criterion must be a name that `espalier list criteria` shows, not {made['criterion']!r}.")
     if "pattern" in made:
         made["pattern"] = parse_pattern(made["pattern"])

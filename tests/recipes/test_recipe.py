@@ -121,6 +121,17 @@ def test_a_key_that_came_later_counts_only_where_it_says_something() -> None:
     assert len({recipe_hash(one), *(recipe_hash(parse_recipe(PLAIN, more)) for more in others)}) == 6
 
 
+@pytest.mark.parametrize(
+    "section", [{"method": "one-shot", "sparsity": 0.5}, {"method": "prune-at", "keep_macs": 0.5, "at": 0}]
+)
+def test_random_criteria_draw_by_the_seed_of_the_run(section: dict[str, object]) -> None:
+    for random in ("random", {"name": "random"}):
+        spec = PruningSpec(**section, criterion=random)
+        assert [build_method(spec, seed=seed).criterion.seed for seed in (0, 3)] == [0, 3]
+    if "keep_macs" in section:
+        assert build_method(PruningSpec(**section, criterion={"name": "random", "seed": 5}), seed=3).criterion.seed == 5
+
+
 def test_stages_of_a_method_restart_the_learning_rate_on_request() -> None:
     def restarts(section: dict[str, object], *more: str) -> tuple[float, ...]:
         return lr_restarts(parse_recipe(PLAIN | {"pruning": {"keep_macs": 0.5} | section}, more))

@@ -108,7 +108,7 @@ def build_training(recipe: Recipe, processes: Processes) -> Training:
     pruner = es.Pruner(
         model,
         optimizer,
-        build_method(recipe.pruning, epochs=train.epochs, steps_per_epoch=steps),
+        build_method(recipe.pruning, epochs=train.epochs, steps_per_epoch=steps, seed=recipe.seed),
         total_steps=total_steps,
         example_inputs=example_image(data, device, channels_last=train.channels_last),
         followers=() if ema is None else (ema.module,),
