@@ -116,7 +116,8 @@ def augmented(image: Image.Image, square: Square, augment: Augment, generator: t
         w, h, x, y = crop_box(1, augment.random_resized_crop, generator)[:, 0].tolist()
         edges = ((x + 1 - w) / 2, (y + 1 - h) / 2, (x + 1 + w) / 2, (y + 1 + h) / 2)  # shares of the sides
         left, top, right, bottom = (min(max(edge, 0.0), 1.0) * side for edge, side in zip(edges, image.size * 2, strict=True))
-        size = square.size or image.width
+        size = square.size
+        assert size is not None  # or images of different sizes would not make a batch
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         augment = replace(augment, random_resized_crop=None)
     else:
