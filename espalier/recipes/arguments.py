@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from espalier import schedules
-from espalier.criteria import CHANNEL_CRITERIA, ChannelCriterion
+from espalier.criteria import CHANNEL_CRITERIA, ChannelCriterion, ChannelRandom
 from espalier.errors import EspalierError
 from espalier.indicators import INDICATORS, Indicator
 from espalier.masks.patterns import PATTERNS, Pattern
@@ -62,14 +62,18 @@ def parse_indicator(given: object) -> Indicator:
     return made
 
 
-def parse_channel_criterion(given: object) -> ChannelCriterion:
+def parse_channel_criterion(given: object, seed: int = 0) -> ChannelCriterion:
     """Read the name of a criterion of channels, or a mapping with `name` and its arguments.
+
+    One that draws does so by `seed`, unless it has one of its own: runs of several seeds are several draws.
 
     Example:
         >>> parse_channel_criterion({"name": "group-saliency", "root": True})
         GroupSaliency(p=2.0, root=True)
     """
     name, args = _named(given, CHANNEL_CRITERIA, "criterion")
+    if name == ChannelRandom.name:
+        args.setdefault("seed", seed)
     made: ChannelCriterion = _made(CHANNEL_CRITERIA[name], args, f"criterion {name!r}")
     return made
 

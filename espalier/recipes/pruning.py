@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import ValidationError
 
 import espalier as es
-from espalier.criteria.channels import ChannelRandom
 from espalier.criteria.weights import Random
 from espalier.errors import EspalierError
 from espalier.methods.frame.cutting.structured import Structured
@@ -285,17 +284,16 @@ def _without_epochs(spec: PruningSpec, known: Sequence[str], epochs: int | None,
 def _parsed(given: dict[str, Any], sparsity: float | None, *, cuts: bool, seed: int) -> dict[str, Any]:
     """The arguments with names and mappings turned into objects."""
     made = dict(given)
-    random = made.get("criterion") in ("random", {"name": "random"})
-    if random:  # else runs of several seeds would share one draw
-        made["criterion"] = ChannelRandom(seed) if cuts else Random(seed)
     if cuts:
-        if "criterion" in made and not random:
-            made["criterion"] = parse_channel_criterion(made["criterion"])
+        if "criterion" in made:
+            made["criterion"] = parse_channel_criterion(made["criterion"], seed)
         if made.get("indicator") is not None:
             made["indicator"] = parse_indicator(made["indicator"])
         return made
-    if not random and not isinstance(made.get("criterion", ""), str):
+    if not isinstance(made.get("criterion", ""), str):
         raise EspalierError(f"pruning.criterion must be a name that `espalier list criteria` shows, not {made['criterion']!r}.")
+    if made.get("criterion") == "random":
+        made["criterion"] = Random(seed)
     if "pattern" in made:
         made["pattern"] = parse_pattern(made["pattern"])
     if isinstance(made.get("curve"), (str, dict)):
