@@ -32,8 +32,9 @@ def lottery(
     Every training is an ordinary run folder: the same command again skips what is finished and goes on where it was stopped.
     """
     from espalier.recipes.experiments.carrying import LocalProcesses
-    from espalier.recipes.experiments.lottery import Settings, draw, draws_of
+    from espalier.recipes.experiments.lottery import draw, draws_of
     from espalier.recipes.experiments.lottery_results import write_results
+    from espalier.recipes.experiments.lottery_settings import Settings
     from espalier.recipes.recipe import load_recipe
     from espalier.recipes.training.engine import Interrupted
 

@@ -10,8 +10,9 @@ import torch
 import espalier as es
 from espalier import EspalierError, lottery
 from espalier.recipes.experiments.carrying import Ended, Place
-from espalier.recipes.experiments.lottery import Draw, Settings, draw, draws_of
+from espalier.recipes.experiments.lottery import Draw, draw, draws_of
 from espalier.recipes.experiments.lottery_results import by_chance, collect, write_results
+from espalier.recipes.experiments.lottery_settings import Settings
 from espalier.recipes.recipe import load_recipe, parse_recipe, recipe_hash
 from espalier.recipes.training import engine, runs
 from espalier.recipes.training.checkpoint import read_checkpoint

@@ -16,7 +16,8 @@ from espalier.errors import EspalierError
 from espalier.recipes.experiments import sweep_ray
 from espalier.recipes.experiments.carrying import Ended, LocalProcesses, PlannedRun
 from espalier.recipes.experiments.grid import expand
-from espalier.recipes.experiments.lottery import Draw, Settings, draw
+from espalier.recipes.experiments.lottery import Draw, draw
+from espalier.recipes.experiments.lottery_settings import Settings
 from espalier.recipes.experiments.sweep import SweepRun, plan_sweep
 from espalier.recipes.recipe import parse_recipe
 from espalier.recipes.training import runs

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier import lottery
-from espalier.recipes.experiments.lottery import CONTROLS, TICKET, Draw, Settings
+from espalier.recipes.experiments.lottery import Draw
+from espalier.recipes.experiments.lottery_settings import CONTROLS, TICKET, Settings
 from espalier.recipes.training import runs
 from espalier.recipes.training.rewinding import read_moment
 from espalier.recipes.training.runs import write_atomically, write_json
