@@ -96,7 +96,7 @@ class Random(Criterion):
     def score(self, weight: Tensor, memory: Tensor | None) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + weight.numel())
         order = torch.rand(weight.shape, generator=generator)
-        return torch.empty_like(weight, dtype=torch.float32).copy_(order)  # with the strides of the weight
+        return torch.empty_like(weight, dtype=torch.float32).copy_(order, non_blocking=True)  # with the strides of the weight
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ class KernelShape(Pattern):
 
         Of shapes with weights that score -inf those with the fewest of them come first.
         """
-        shapes = torch.tensor(kernel_shapes(), dtype=scores.dtype, device=scores.device)
+        shapes = torch.tensor(kernel_shapes(), dtype=scores.dtype).to(scores.device, non_blocking=True)
         kernels = scores.reshape(-1, 9)
         barred = kernels.isneginf().to(scores.dtype) @ shapes.T  # weights of each shape that are to stay out
         sums = kernels.nan_to_num(nan=math.nan, neginf=0.0) @ shapes.T  # infinity x 0 would be NaN
