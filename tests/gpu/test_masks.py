@@ -17,7 +17,6 @@ from tests.pruner.test_contract import METHODS, OPTIMIZERS, STEPS, assert_masked
 
 pytestmark = needs_gpu
 methods = pytest.mark.parametrize("key", list(METHODS))
-GIVEN = {name: value if callable(value) else on_gpu(value) for name, value in DATA.items()}
 
 
 @contextmanager
@@ -37,7 +36,8 @@ class Training:
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.optimizer = OPTIMIZERS[optimizer](self.net.parameters())
-        self.pruner = es.Pruner(self.net, self.optimizer, METHODS[key][0], total_steps=STEPS, **GIVEN)
+        given = {name: value if callable(value) else on_gpu(value) for name, value in DATA.items()}
+        self.pruner = es.Pruner(self.net, self.optimizer, METHODS[key][0], total_steps=STEPS, **given)
 
     def backward(self, step):
         x, y = on_gpu(batch(step))
