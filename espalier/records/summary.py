@@ -14,6 +14,7 @@ from espalier.records.shrunk import Shrunk
 
 # Settings in which the runs of one row may differ: they change neither what is learned nor from what. The path of the data
 # is one of them while as many images lie there.
+_START = "model.weights"
 _PATH = "data.path"
 _INCIDENTAL = ("name", "seed", "trackers", _PATH, "data.workers", "data.download", "data.resident")
 _INCIDENTAL_TRAIN = ("threads", "device", "check_every", "keep_best", "checkpoint_every", "latency")
@@ -155,7 +156,14 @@ def differing(runs: Sequence[Run]) -> list[str]:
     own = [{key: value for key, value in run.settings.items() if not _incidental(key, run)} for run in runs]
     keys = sorted({key for settings in own for key in settings})
     found = [key for key in keys if len({repr(settings.get(key)) for settings in own}) > 1]
+    if _START in found and _goes_with_the_seed(_START, runs):
+        found.remove(_START)
     return sorted([*found, _PATH]) if _other_data(runs, found) else found
+
+
+def _goes_with_the_seed(key: str, runs: Sequence[Run]) -> bool:
+    """Whether runs of one seed have one value: start weights that each seed has trained for itself."""
+    return len({(run.seed, repr(run.settings.get(key))) for run in runs}) == len({run.seed for run in runs})
 
 
 def in_words(run: Run, keys: Iterable[str]) -> str:

@@ -319,3 +319,14 @@ def test_mistakes_end_in_one_sentence(
     said = lines(capfd, runs, *options, code=2)
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_start_weights_of_each_seed_belong_to_the_seed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, "slr", 0.9, seed=seed)
+    one, other = (replace(run, settings={**run.settings, "model.weights": f"s{run.seed}"}) for run in read_runs([tmp_path]))
+    (row,) = summarise([one, other])
+    assert row.n == 2
+    assert pivot([one, other]).rows == ("method",)
+    again = replace(other, settings={**other.settings, "model.weights": "s0"}, folder=tmp_path / "again")
+    assert pivot([one, other, again]).rows == ("method", "model.weights")
