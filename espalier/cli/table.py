@@ -24,7 +24,10 @@ def table(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold run folders.")],
     rows: Annotated[str | None, typer.Option(help=f"{KEYS_HELP} Default: what varies.")] = None,
     cols: Annotated[str | None, typer.Option(help="As --rows, across.")] = None,
-    value: Annotated[str, typer.Option(help="test_acc, val_acc, test_loss, sparsity, keep_macs, seconds ...")] = "test_acc",
+    value: Annotated[str | None, typer.Option(help="test_acc, val_acc, test_loss, sparsity, keep_macs, seconds ...")] = None,
+    at_epoch: Annotated[
+        int | None, typer.Option(min=1, help="val_acc (or --value) at the end of this epoch, of all runs that have reached it.")
+    ] = None,
     where: Annotated[list[str] | None, typer.Option(help="KEY=VALUE[,VALUE]: only these runs; may be given again.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Also differences from this row, by seed: agp, or KEY=VALUE.")] = None,
     at_accuracy: Annotated[float | None, typer.Option(help="Also the least budget, the most compression for it.")] = None,
@@ -42,20 +45,22 @@ def table(
     if at_accuracy is not None and not 0 < at_accuracy <= 1:
         raise EspalierError(f"--at-accuracy is a share, 0.9 for 90 %; got {at_accuracy:g}.")
     kept = _chosen(read_runs(runs), where or [])
-    made = pivot(kept, _keys(rows), _keys(cols), value=value)
+    if at_epoch is not None:
+        kept, value = _moment(kept, at_epoch, value, at_accuracy, plots)
+    made = pivot(kept, _keys(rows), _keys(cols), value=value or "test_acc")
     known, title = _paper(paper, runs)
     there = pivots.published(made, known)
     found = None if baseline is None else made.against(made.read_baseline(baseline))
     if kind == "csv":
         text = pivots.to_csv(made, there, found) if at_accuracy is None else pivots.reached_csv(*_reached(kept, at_accuracy))
     else:
-        pages = [pivots.value_sheet(made, there)]
+        pages = [pivots.value_sheet(made, there, epoch=at_epoch)]
         if found is not None and baseline is not None:
             pages.append(pivots.paired_sheet(made, found, baseline))
         if at_accuracy is not None:
             pages += pivots.reached_sheets(*_reached(kept, at_accuracy), at_accuracy)
         if kind == "html":
-            text = sheets.to_html(title, pages, _drawings(kept))
+            text = sheets.to_html(title, pages, _drawings(kept) if at_epoch is None else [])
         else:
             text = (sheets.to_markdown if kind == "markdown" else sheets.to_latex)(title, pages)
     _hand_over(text, out)
@@ -97,6 +102,19 @@ def _chosen(runs: Sequence[Run], where: Sequence[str]) -> list[Run]:
         if not kept:
             raise EspalierError(f"No run has {text}: look at what there is with --rows {key}.")
     return kept
+
+
+def _moment(
+    runs: Sequence[Run], epoch: int, value: str | None, accuracy: float | None, plots: Path | None
+) -> tuple[list[Run], str]:
+    """The runs as they stood at the end of an epoch, and the value to show."""
+    from espalier.records.moments import AT_EPOCH, at_epoch
+
+    if value not in (None, *AT_EPOCH):
+        raise EspalierError(f"--at-epoch knows {', '.join(AT_EPOCH)}, not {value}: the rest is only known of the last epoch.")
+    if accuracy is not None or plots is not None:
+        raise EspalierError("--at-accuracy and --plots go by finished runs: leave --at-epoch out.")
+    return at_epoch(runs, epoch), value or AT_EPOCH[0]
 
 
 def _paper(given: Path | None, runs: Sequence[Path]) -> tuple[Paper, str]:

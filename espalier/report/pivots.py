@@ -16,10 +16,11 @@ from espalier.records.reaching import Reached
 from espalier.records.settings import is_dense, matches, resolve_keys, words_of
 from espalier.report.sheets import Sheet
 
+LAST = "of the last epoch"
 TITLES = {
-    "test_acc": "Test accuracy of the last epoch (%)",
-    "val_acc": "Validation accuracy of the last epoch (%)",
-    "test_loss": "Test loss of the last epoch",
+    "test_acc": f"Test accuracy {LAST} (%)",
+    "val_acc": f"Validation accuracy {LAST} (%)",
+    "test_loss": f"Test loss {LAST}",
     "sparsity": "Zeros among the selected weights (%)",
     "sparsity_all": "Zeros among all weights (%)",
     "keep_macs": "MACs left (%)",
@@ -53,8 +54,8 @@ def published(pivot: Pivot, paper: Paper) -> Published:
     return Published(cells, paper, len(mine) - placed)
 
 
-def value_sheet(pivot: Pivot, there: Published) -> Sheet:
-    """The table itself; best means of a column are bold, the dense reference apart."""
+def value_sheet(pivot: Pivot, there: Published, *, epoch: int | None = None) -> Sheet:
+    """The table itself, of runs as they stood after ``epoch``; best means of a column are bold, the dense reference apart."""
     note = "Mean and standard deviation (n - 1) over seeds, their number in brackets."
     if there.cells:
         tags = ", ".join(f"[{tag}] {words}" for tag, words in there.paper.tags.items())
@@ -63,7 +64,10 @@ def value_sheet(pivot: Pivot, there: Published) -> Sheet:
     if there.homeless:
         note += f" {there.homeless} of the paper's numbers belong to runs that are not in this table."
     rows = [[_cell_words(pivot, row, col, there) for col in pivot.col_places] for row in pivot.row_places]
-    return _sheet(pivot, TITLES[pivot.value], rows, note, bold=True)
+    title = TITLES[pivot.value]
+    if epoch is not None:
+        title = title.replace(f" {LAST}", "").removesuffix(" (%)") + f" after epoch {epoch}" + " (%)" * title.endswith(" (%)")
+    return _sheet(pivot, title, rows, note, bold=True)
 
 
 def paired_sheet(pivot: Pivot, found: Mapping[tuple[Place, Place], Paired], baseline: str) -> Sheet:

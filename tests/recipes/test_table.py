@@ -310,6 +310,9 @@ def test_reached_as_csv(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (("--where", "epochs=3"), "No run has epochs=3"),
         (("--where", "epoch=3"), "did you mean 'epochs'?"),
         (("--value", "speed"), "A table shows one of test_acc"),
+        (("--at-epoch", "3", "--value", "test_acc"), "--at-epoch knows val_acc, sparsity, sparsity_all, seconds, not test_acc"),
+        (("--at-epoch", "3", "--at-accuracy", "0.9"), "leave --at-epoch out"),
+        (("--at-epoch", "11"), "None of these runs has reached epoch 11"),
         (("--paper", "nothing.yaml"), "There is no grid file 'nothing.yaml'"),
     ],
 )
@@ -319,6 +322,25 @@ def test_mistakes_end_in_one_sentence(
     said = lines(capfd, runs, *options, code=2)
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_an_earlier_epoch_of_runs_finished_or_not(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "runs"
+    folders = [
+        write_run(root, "ocp", seed=0),
+        write_run(root, "ocp", seed=1, stop_after=6),
+        write_run(root, "agp", stop_after=2),
+    ]
+    records = [json.loads((folder / "metrics.jsonl").read_text().splitlines()[3]) for folder in folders[:2]]
+    said = lines(capfd, root, "--at-epoch", "4")
+    mean = 50 * (records[0]["val_acc"] + records[1]["val_acc"])
+    assert "Validation accuracy after epoch 4 (%)" in said
+    assert f"{mean:.2f}" in said
+    assert "agp" not in said
+    assert "Zeros among the selected weights after epoch 4 (%)" in lines(capfd, root, "--at-epoch", "4", "--value", "sparsity")
+    page = tmp_path / "table.html"
+    lines(capfd, root, "--at-epoch", "4", "--out", page)
+    assert "after epoch 4" in page.read_text()
 
 
 def test_start_weights_of_each_seed_belong_to_the_seed(tmp_path: Path) -> None:
