@@ -6,7 +6,7 @@
 2. ``compiled``: dense (twice), cut and native under ``torch.compile``.
 3. ``moments``: milliseconds of a new mask of all weights, of a look at the sub-network, of a search and of the cut.
 
-Every time ends with the device idle. Usage: python benchmarks/bench_gpu.py [--quick]
+Every time ends with the device idle. Usage: python benchmarks/bench_gpu.py [--quick] [--batch 128]
 """
 
 from __future__ import annotations
@@ -156,10 +156,14 @@ def moments(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
+    global BATCH
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
-    rounds = 3 if parser.parse_args().quick else 15
-    start, found = time.time(), {}
+    parser.add_argument("--batch", type=int, default=BATCH)
+    options = parser.parse_args()
+    BATCH, rounds = options.batch, 3 if options.quick else 15
+    start = time.time()
+    found: dict[str, Any] = {"batch": BATCH}
     for name, part in (("moments", moments), ("steps", eager), ("compiled", compiled)):
         found[name] = part(rounds)
         write("gpu", found | {"seconds": time.time() - start})  # after each part: what was measured is not lost

@@ -1,21 +1,25 @@
-"""Copy the records of finished runs (recipe, metrics, result; no weights) to where the results page keeps them.
+"""Copy the records of runs (recipe, metrics, result; no weights) to where the results page keeps them.
 
-The folder of the data is cut down to its last part: where it lay on one machine is nobody's business.
+The folder of the data is cut down to its last part: where it lay on one machine is nobody's business. Unfinished runs are
+left out unless asked for.
 
-Usage: python docs/results/collect.py RUNS docs/results/NAME
+Usage: python docs/results/collect.py [--unfinished] RUNS docs/results/NAME
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import shutil
 from pathlib import Path
 
 import yaml
 
 
-def main(source: Path, target: Path) -> None:
+def main(source: Path, target: Path, *, unfinished: bool) -> None:
     count = 0
-    for run in sorted(folder for folder in source.iterdir() if (folder / "result.json").is_file()):
+    for run in sorted(folder for folder in source.iterdir() if (folder / "metrics.jsonl").is_file()):
+        if not unfinished and not (run / "result.json").is_file():
+            continue
         place = target / run.name
         place.mkdir(parents=True, exist_ok=True)
         recipe = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -23,10 +27,18 @@ def main(source: Path, target: Path) -> None:
             recipe["data"]["path"] = Path(recipe["data"]["path"]).name
         (place / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
         for name in ("metrics.jsonl", "result.json"):
-            (place / name).write_text((run / name).read_text())
+            if (run / name).is_file():
+                shutil.copyfile(run / name, place / name)
         count += 1
+    if (source / "sweep.json").is_file():
+        shutil.copyfile(source / "sweep.json", target / "sweep.json")
     print(f"{count} runs in {target}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--unfinished", action="store_true")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    given = parser.parse_args()
+    main(given.source, given.target, unfinished=given.unfinished)
