@@ -6,8 +6,9 @@ with the unscaled gradient. Until the first gradient it ranks by magnitude.
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ class Criterion(ABC):
     """Base of all criteria; ``uses_gradients`` says whether ``observe`` must be fed."""
 
     uses_gradients = False
+
+    def of(self, name: str) -> Criterion:
+        """The criterion for the weight of this name; most are the same for all."""
+        return self
 
     @abstractmethod
     def score(self, weight: Tensor, memory: Tensor | None) -> Tensor:
@@ -89,12 +94,16 @@ class Movement(Criterion):
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """A fixed random order, the control: equal for equal ``seed`` and shape, on every device and rank."""
+    """A fixed random order, the control: equal for equal ``seed``, name and shape, on every device and rank."""
 
     seed: int = 0
 
+    def of(self, name: str) -> Random:
+        """With a seed of its own for every weight: layers of one shape have masks that know nothing of each other."""
+        return replace(self, seed=zlib.crc32(f"{self.seed} {name}".encode()))
+
     def score(self, weight: Tensor, memory: Tensor | None) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed + weight.numel())
+        generator = torch.Generator().manual_seed(self.seed)
         order = torch.rand(weight.shape, generator=generator)
         return torch.empty_like(weight, dtype=torch.float32).copy_(order, non_blocking=True)  # with the strides of the weight
 

@@ -197,8 +197,10 @@ class ScheduledRun(Run):
 
     def _select(self, sparsity: float) -> dict[str, Tensor]:
         """Bool choice of units to keep, per weight."""
-        scores = {name: self.criterion.score(weight.detach(), self._memory(name)) for name, weight in self.weights.items()}
-        return self._choose(scores, sparsity)
+        return self._choose({name: self._score(name, weight.detach()) for name, weight in self.weights.items()}, sparsity)
+
+    def _score(self, name: str, weight: Tensor) -> Tensor:
+        return self.criterion.of(name).score(weight, self._memory(name))
 
     def _choose(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
         """Bool choice of the units with the highest scores, per weight."""

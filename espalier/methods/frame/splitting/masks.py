@@ -126,7 +126,7 @@ class SplitRun(ScheduledRun):
         """Name and mask of every weight: the units of ``point`` that the projection keeps."""
         group, choices = self.site.process_group, {}
         if is_leader(group):
-            choices = self._choose({name: self.criterion.score(point(name), None) for name in self.weights}, self.schedule(1.0))
+            choices = self._choose({name: self._score(name, point(name)) for name in self.weights}, self.schedule(1.0))
         for name, weight in self.weights.items():
             keep = choices[name] if group is None else self._agree(name, choices.get(name))
             mask = torch.empty_like(weight, requires_grad=False)
