@@ -43,7 +43,7 @@ def compare(
     epochs: Annotated[int | None, typer.Option(help="Budget of every run; default: the recipe's.")] = None,
     budgets: Annotated[str | None, typer.Option(help="Several budgets in epochs, separated by commas.")] = None,
     out: Annotated[Path, typer.Option(help="Where run folders and the table go.")] = Path("runs"),
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with one thread and a core of its own.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each with one thread.")] = 1,
 ) -> None:
     """Train every method at every target with every seed, at equal budget; finished runs are not run again."""
     from espalier.recipes.experiments.carrying import LocalProcesses, carry_out

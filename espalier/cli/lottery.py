@@ -25,7 +25,7 @@ def lottery(
     siblings: Annotated[bool, typer.Option(help="Instability: each round once more with the data in another order.")] = False,
     seeds: Annotated[str, typer.Option(help="Whole numbers separated by commas.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="Where the folder of the lottery goes.")] = Path("runs"),
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time, each with one thread and a core of its own.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time, each with one thread.")] = 1,
 ) -> None:
     """Find lottery tickets by iterative magnitude pruning with rewinding, and train them and their controls.
 

@@ -26,7 +26,8 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Where run folders and sweep.json go; default: runs/NAME.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: 1, on ray what fits.")] = None,
     cores: Annotated[
-        int | None, typer.Option(min=1, help="Cores and threads of each run; default: 1 with several jobs.")
+        int | None,
+        typer.Option(min=1, help="Cores of its own and threads of each run; default with several jobs: one thread, any core."),
     ] = None,
     gpus: Annotated[str | None, typer.Option(help="GPUs that the jobs share in turn, such as 0,1.")] = None,
     on: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")] = "local",

@@ -96,8 +96,8 @@ class LocalProcesses(Place):
 
     Args:
         jobs: processes at a time.
-        cores: of each process, which has as many threads and is kept to a set of cores of its own; None: one with several
-            jobs, which share them where there are too few, no limit with a single one.
+        cores: of each process, which has as many threads and is kept to cores of its own; None: one thread with several
+            jobs, wherever the system finds room (other commands may be at work beside this one), no limit with a single job.
         gpus: numbers of the GPUs that the jobs share in turn; (): what the recipe's `train.device` says.
 
     Raises:
@@ -107,21 +107,21 @@ class LocalProcesses(Place):
     def __init__(self, jobs: int, cores: int | None = None, gpus: Sequence[int] = ()) -> None:
         self.slots = jobs
         self._cores = _cores_of_slots(jobs, cores)
+        self._threads = 1 if cores is None and jobs > 1 else cores
         self._gpus = tuple(gpus)
         self._running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
 
     @property
     def note(self) -> str | None:
         """That runs share cores, where they do."""
-        used = [core for cores in self._cores for core in cores or ()]
-        here = len(set(used))
-        return f"{self.slots} runs at a time share {here} core{'s' * (here != 1)}" if len(used) > here else None
+        here = len(_known_cores())
+        return f"{self.slots} runs at a time share {here} core{'s' * (here != 1)}" if self.slots > here > 0 else None
 
     def start(self, run: PlannedRun, slot: int) -> None:
         environment, extra = dict(os.environ), []
         cores = self._cores[slot]
-        if cores is not None:
-            threads = str(len(cores) or 1)
+        if self._threads is not None:
+            threads = str(self._threads)
             environment |= {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
             extra = [*(["--cores", ",".join(map(str, cores))] if cores else []), f"train.threads={threads}"]
         if self._gpus:
@@ -280,17 +280,21 @@ def _signal(code: int) -> str | None:
     return f"the process was ended by signal {-code}" if code < 0 else None
 
 
-def _cores_of_slots(jobs: int, each: int | None) -> list[list[int] | None]:
-    """The cores of every slot: None for no limit, [] where the system cannot keep a process to some of them."""
-    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if each is None and jobs == 1:
-        return [None]
-    if known and each is not None and each > len(known):
+def _known_cores() -> list[int]:
+    """The cores that this process may use; [] where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _cores_of_slots(jobs: int, each: int | None) -> list[list[int]]:
+    """The cores of every slot; [] for any."""
+    known = _known_cores()
+    if each is None:
+        return [[] for _ in range(jobs)]
+    if known and each > len(known):
         raise EspalierError(f"A run cannot have {each} cores of its own, there are {len(known)} here: lower --cores.")
-    if known and each is not None and jobs * each > len(known):
+    if known and jobs * each > len(known):
         raise EspalierError(
             f"{jobs} runs at a time cannot have {each} cores each of their own, there are {len(known)} here: lower --jobs or "
             f"--cores."
         )
-    each = 1 if each is None else each
-    return [[known[(slot * each + k) % len(known)] for k in range(each)] if known else [] for slot in range(jobs)]
+    return [known[slot * each : (slot + 1) * each] for slot in range(jobs)]
