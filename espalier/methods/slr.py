@@ -71,7 +71,7 @@ class Surrogate(Iterated):
     """Settings of the iteration.
 
     Args:
-        s0: first step size of the multipliers.
+        s0: first step size of the multipliers; a tenth of rho or less, since the first rounds multiply it.
         M, r: of alpha_k; M above 1, r between 0 and 1.
         conditions: f is the loss on "batches" that stay the same, for which ``loss_fn`` is called with the model in evaluation
             mode (once when the Pruner is built, then in every round), or the "mean" of what ``pruner.observe(loss)`` is told.
@@ -178,6 +178,12 @@ class SLRIteration(Iteration):
         self.accepted_gap = self.previous_gap = self.value = 0.0
         self.failures = 0
         self._warned_of_loss = self._warned_of_failures = False
+        if method.s0 >= method.rho:
+            warnings.warn(
+                f"s0={method.s0:g} is not below rho={method.rho:g}: the first rounds multiply the step size, and multipliers "
+                f"that move by more than rho overshoot: the weights end far from what pruning leaves. Take a tenth of rho.",
+                stacklevel=2,
+            )
 
     def begin(self) -> None:
         if self.first == 0 and isinstance(self.loss, FixedLoss):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 
 import pytest
 import torch
@@ -243,6 +244,15 @@ def test_what_does_not_fit_the_model_is_refused_before_training(make_net, method
     net = make_net()
     with pytest.raises(es.EspalierError, match=words):
         es.Pruner(net, sgd(net), method, total_steps=10, **(DATA | given))
+
+
+@pytest.mark.parametrize(("s0", "warned"), [(0.1, True), (0.05, False)])
+def test_a_first_step_that_overshoots_is_pointed_out(make_net, s0, warned):
+    net = make_net()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        es.Pruner(net, sgd(net), es.SLR(0.5, rho=0.1, s0=s0, start=0.5), total_steps=20, **DATA)
+    assert any("Take a tenth of rho" in str(warning.message) for warning in said) == warned
 
 
 def test_a_loss_that_is_not_finite_before_the_first_step_is_refused(make_net):
