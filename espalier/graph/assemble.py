@@ -60,6 +60,7 @@ class _Atoms:
 
     def __init__(self, labels: Labels, graph: ChannelGraph) -> None:
         self.labels, self.axes = labels, labels.axes
+        self._sharing = {blocks[0]: blocks for _, blocks in self.axes.shared.values()}
         self._roots, self._blocks = self._occurrences()
         self.group, self.channel = self._grouped(graph)
         self._dims = self._labelled(_every_rows(labels))
@@ -94,11 +95,16 @@ class _Atoms:
         return inexact
 
     def _occurrences(self) -> tuple[Array, Array]:
-        """Every root with every block that it occurs in, sorted."""
-        table, count = self.axes.table(), len(self.axes.blocks)
-        block = self.axes.block_of(len(table))
-        pairs = [table[:, column] * count + block for column in range(table.shape[1])]
-        found = np.concatenate([own[table[:, column] >= 0] for column, own in enumerate(pairs)])
+        """Every root with every block that it occurs in, sorted. Of blocks that share their rows only the first is there."""
+        axes, count = self.axes, len(self.axes.blocks)
+        table = axes.table()
+        parts = [(table, axes.block_of(len(table)))]
+        for width in {rows.shape[1] for rows, _ in axes.shared.values()}:
+            some = [(rows, blocks[0]) for rows, blocks in axes.shared.values() if rows.shape[1] == width]
+            block = np.repeat([first for _, first in some], [len(rows) for rows, _ in some])
+            parts.append((axes.resolve(np.concatenate([rows for rows, _ in some])), block))
+        columns = [(column, block) for rows, block in parts for column in rows.T]
+        found = np.concatenate([(column * count + block)[column >= 0] for column, block in columns])
         found.sort(kind="stable")  # runs are sorted already
         found = found[np.diff(found, prepend=-1) > 0]
         return found // count, found % count
@@ -151,8 +157,8 @@ class _Atoms:
         if ":" not in first or first.endswith(":0"):
             return first
         start, end = np.searchsorted(self._roots, [atom, atom + 1])
-        every = [blocks[block] for block in self._blocks[start:end].tolist()]
-        return next((block for block in every if block.endswith("weight:0")), first)
+        every = sorted(number for block in self._blocks[start:end].tolist() for number in self._sharing.get(block, [block]))
+        return next((blocks[number] for number in every if blocks[number].endswith("weight:0")), first)
 
     # -- labels of the graph -------------------------------------------------------------------------------------
 

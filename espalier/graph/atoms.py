@@ -5,7 +5,7 @@ What atoms and rows are is told in ``axes.py``. All is written for few calls on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from espalier.graph.rows import Array, Rows, equal, stack, tidy
 
 MANY = 4096
-ROOM = 16384  # atoms to begin with
+ROOM = 131072  # atoms to begin with: few models need more, and memory that is not touched costs nothing
+
+FACTORS = 8  # most atoms that one index may depend on
 
 BOUND, FIXED, STUCK, PADDING = 1, 2, 4, 8  # bits of an atom's state; read at roots
 
@@ -23,6 +25,7 @@ class Atoms:
 
     def __init__(self) -> None:
         self.blocks: list[str] = []
+        self.shared: dict[int, tuple[Array, list[int]]] = {}  # by id of the rows: blocks made of atoms that others made
         self.count = 0
         self._parent = np.arange(ROOM)
         self._block = np.zeros(ROOM, dtype=np.int64)
@@ -43,15 +46,20 @@ class Atoms:
         self.blocks.append(name)
         return np.arange(start, self.count)[:, None]
 
-    def twin(self, rows: Array, name: str) -> tuple[Array, bool]:
-        """Rows of as many new atoms, and whether they are one with those of ``rows`` already: the quick way where each index is
-        one atom that is free."""
-        made = self.fresh(len(rows), name)
-        roots = self._find(rows[:, 0])
-        if rows.shape[1] > 1 or np.count_nonzero(self._state[roots]):
-            return made, False
-        self._parent[made[:, 0]] = roots
-        return made, True
+    def share(self, rows: Array, names: Sequence[str]) -> bool:
+        """Let new blocks have the atoms of ``rows``, as if they had been made and unified with them. False, and nothing done,
+        where that would say more than that they are one: what has to stay makes others stay."""
+        found = self.resolve(rows)
+        state = self._state.take(found)
+        if found.shape[1] == 1:
+            if np.count_nonzero(state):
+                return False
+        elif found.shape[1] > FACTORS or np.count_nonzero(state & (FIXED | STUCK)) or np.count_nonzero(state[:, 0]):
+            return False
+        blocks = self.shared.setdefault(id(rows), (rows, []))[1]
+        blocks += range(len(self.blocks), len(self.blocks) + len(names))
+        self.blocks += names
+        return True
 
     def fixed(self, size: int, name: str) -> Array:
         """Rows of ``size`` new atoms that nothing can remove but that tell indices apart (q, k and v of a fused qkv)."""

@@ -15,10 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from espalier.graph.atoms import BOUND, FIXED, STUCK, Atoms
+from espalier.graph.atoms import BOUND, FACTORS, FIXED, STUCK, Atoms
 from espalier.graph.rows import Array, Rows, crossed, equal, merge, tidy
-
-FACTORS = 8  # most atoms that one index may depend on
 
 
 class Axes(Atoms):

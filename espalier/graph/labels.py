@@ -194,36 +194,57 @@ class Labels:
         if one is not other:
             self.axes.unify(one, other, f"{op} ties it to something that cannot be cut ({self.module or 'the model'})")
 
-    def unify_vector(self, rows: Rows, vector: Tensor, op: str) -> None:
-        """A dimension and a bias, a scale or the like are one: most are met here for the first time."""
-        name = self._unmet(vector)
-        if rows is None or name is None or vector.dim() != 1 or len(vector) != len(rows):
-            self.unify(rows, self.of(vector)[-1], op)
-        else:
-            self.parameters[name] = self._dims[id(vector)] = [self._met_at(rows, f"{name}:0", op)]
+    def unify_vectors(self, rows: Rows, vectors: Iterable[Tensor], op: str) -> None:
+        """A dimension and biases, scales or the like are one: most are met here for the first time."""
+        unmet: dict[str, Tensor] = {}
+        for vector in vectors:
+            name = self._unmet(vector)
+            if rows is None or name is None or vector.dim() != 1 or len(vector) != len(rows):
+                self.unify(rows, self.of(vector)[-1], op)
+            else:
+                unmet[name] = vector
+        if rows is not None and unmet:
+            for (name, vector), own in zip(unmet.items(), self._met_at(rows, [f"{name}:0" for name in unmet], op), strict=True):
+                self.parameters[name] = self._dims[id(vector)] = [own]
 
     def unify_matrix(self, rows: Rows, matrix: Tensor, op: str) -> Rows:
-        """A dimension and the inputs of a (outputs, inputs) matrix are one: most are met here for the first time.
-        Returns the rows of the outputs."""
+        """A dimension and the inputs of a weight (outputs, inputs, places of a kernel) are one: most are met here for the
+        first time. Returns the rows of the outputs."""
         name = self._unmet(matrix)
         if rows is None or name is None or matrix.shape[1] != len(rows):
-            outputs, inputs = self.of(matrix)
+            outputs, inputs, *kernel = self.of(matrix)
+            for places in kernel:
+                self.axes.freeze(places, KERNEL)
             self.unify(rows, inputs, op)
             return outputs
         outputs = self.axes.fresh(len(matrix), f"{name}:0") if len(matrix) > 1 else None
-        self.parameters[name] = self._dims[id(matrix)] = [outputs, self._met_at(rows, f"{name}:1", op)]
+        (inputs,) = self._met_at(rows, [f"{name}:1"], op)
+        self.parameters[name] = self._dims[id(matrix)] = [outputs, inputs, *[None] * (matrix.dim() - 2)]
         return outputs
+
+    def meet_depthwise(self, rows: Rows, weight: Tensor, op: str) -> Rows:
+        """A dimension and the channels of a weight (channels, 1, places of a kernel) are one, if the weight is met here for the
+        first time; None if it is not."""
+        name = self._unmet(weight)
+        if rows is None or name is None or weight.shape[1] != 1 or len(weight) != len(rows):
+            return None
+        (channels,) = self._met_at(rows, [f"{name}:0"], op)
+        self.parameters[name] = self._dims[id(weight)] = [channels, *[None] * (weight.dim() - 1)]
+        return channels
 
     def _unmet(self, tensor: Tensor) -> str | None:
         """The name of a parameter or buffer that has no rows yet."""
         name = self._names.get(id(tensor))
         return None if name in self.parameters or not tensor.is_floating_point() else name
 
-    def _met_at(self, rows: Array, name: str, op: str) -> Rows:
-        made, done = self.axes.twin(rows, name)
-        if not done:
+    def _met_at(self, rows: Array, names: Sequence[str], op: str) -> list[Array]:
+        """Rows of new blocks that are one with ``rows``."""
+        if self.axes.share(rows, names):
+            return [rows] * len(names)
+        every = [self.axes.fresh(len(rows), name) for name in names]
+        for made in every:
             self.unify(rows, made, op)
-        return made
+        return every
 
     def same(self, one: Rows, other: Rows) -> bool:
         """Whether two dimensions are known to be one."""
