@@ -154,6 +154,31 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: Any
     return _empty((*query.shape[:-1], value.shape[-1]), query)
 
 
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor | None:
+    """``torch.nn.functional.conv2d`` and its like."""
+    return _convolution(x, weight, bias, *settings) if _all_meta(x, weight, bias) else None
+
+
+def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``torch.nn.functional.batch_norm`` in evaluation mode, of (x, weight, bias, mean, variance)."""
+    return _batch_norm(x, *rest) if _all_meta(x, *rest[:4]) else None
+
+
+def layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``torch.nn.functional.layer_norm``."""
+    return _layer_norm(x, shape, weight, bias) if _all_meta(x, weight, bias) else None
+
+
+def cat(tensors: Sequence[Tensor], dim: int) -> Tensor | None:
+    """``torch.cat``."""
+    return _cat(tensors, dim) if _all_meta(*tensors) else None
+
+
+def entries(x: Tensor, *others: Any) -> Tensor | None:
+    """What works entry by entry."""
+    return _elementwise(x, *others) if _all_meta(x, *(other for other in others if isinstance(other, Tensor))) else None
+
+
 def _all_meta(first: Tensor, *others: Tensor | None) -> bool:
     """Whether all are real numbers of one kind on the meta device."""
     every = [first, *(tensor for tensor in others if tensor is not None)]

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from espalier.graph import rules
 from espalier.graph.calls import Modules
-from espalier.graph.composites import COMPOSITES
+from espalier.graph.composites import COMPOSITES, first_of
 from espalier.graph.functions import ARITHMETIC, DROPOUT, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
@@ -52,7 +52,7 @@ class Functions(TorchFunctionMode):
             return self._dropout(func, name, args, kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention:
             attention(labels, *args, **kwargs)
-        if func in COMPOSITES and (out := self.operations.composite(func, args, kwargs)) is not None:
+        if func in COMPOSITES and (out := self._in_one_go(func, name, args, kwargs)) is not None:
             return out
         labels.events.append((func, (args, kwargs), None))
         if func in REPLACED:
@@ -69,6 +69,19 @@ class Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             frames.pop()
+
+    def _in_one_go(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Label a composite. None where it has to be taken apart."""
+        composite, frames = COMPOSITES[func], self.labels.frames
+        given = composite.given(args, kwargs) if self.operations.meta else None
+        out = None if given is None else composite.result(given)
+        if given is None or out is None:
+            return None
+        frames.append(frame_of(name, args, kwargs))
+        self.labels.events.append((func, (args, kwargs), out))
+        self.operations.label(_described_by_name(composite.name), given, out, list(out) if type(out) is tuple else [out])
+        frames.pop()
+        return first_of(out)
 
     def _dropout(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """One event in both modes: what dropout does in training says nothing of axes."""
@@ -108,6 +121,11 @@ def _described(func: Any) -> _Operation:
     return _Operation(name, rules.find(name, func.tags), not aliased)
 
 
+@functools.cache
+def _described_by_name(name: str) -> _Operation:
+    return _Operation(name, rules.find(name, (torch.Tag.pointwise,)), makes=True)
+
+
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Applies the rule of every operation."""
 
@@ -122,20 +140,11 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.labels.events.append((func, (args, kwargs), out))
             results = [out] if isinstance(out, Tensor) else tensors_among(out) if isinstance(out, tuple | list) else []
             if results:
-                self._label(_described(func), arguments_of(func, args, kwargs), out, results)
+                self.label(_described(func), arguments_of(func, args, kwargs), out, results)
         return out
 
-    def composite(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-        """Label a function in one go. None where it has to be taken apart."""
-        composite = COMPOSITES[func]
-        given = composite.given(args, kwargs)
-        out = composite.result(given) if self.meta else None
-        if out is not None:
-            self.labels.events.append((func, (args, kwargs), out))
-            self._label(_Operation(composite.name, rules.find(composite.name, ()), makes=True), given, out, [out])
-        return out
-
-    def _label(self, operation: _Operation, given: dict[str, Any], out: Any, results: list[Tensor]) -> None:
+    def label(self, operation: _Operation, given: dict[str, Any], out: Any, results: list[Tensor]) -> None:
+        """Apply the rule of one operation."""
         labels, name = self.labels, operation.name
         try:
             if operation.rule is None:
