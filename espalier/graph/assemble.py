@@ -118,9 +118,11 @@ class _Atoms:
         signature = np.zeros(self.axes.count, dtype=np.uint64)  # one number for the set of blocks
         signature[self._roots[starts]] = np.add.reduceat(hashes[self._blocks], starts)
         kind = signature[atoms] * np.uint64(2) + frozen
-        order = np.argsort(kind, kind="stable")
-        sets = np.split(atoms[order], np.flatnonzero(np.diff(kind[order])) + 1)
-        return sorted(sets, key=lambda members: int(members[0]))
+        runs = np.flatnonzero(np.concatenate([[True], kind[1:] != kind[:-1]]))  # a group is few of them
+        sets: dict[int, list[Array]] = {}  # by kind, in the order of their first atoms
+        for which, members in zip(kind[runs].tolist(), np.split(atoms, runs[1:]), strict=True):
+            sets.setdefault(which, []).append(members)
+        return [np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in sets.values()]
 
     def _names(self, groups: list[Array]) -> list[str]:
         counted = self._counted()

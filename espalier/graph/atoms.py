@@ -30,7 +30,9 @@ class Atoms:
         self._parent = np.arange(ROOM)
         self._block = np.zeros(ROOM, dtype=np.int64)
         self._state = np.zeros(ROOM, dtype=np.uint8)
-        self._parts = np.empty((ROOM, 0), dtype=np.int64)  # what a bound atom is the product of
+        self._place = np.zeros(ROOM, dtype=np.int64)  # of a bound atom in
+        self._parts = np.empty((0, 0), dtype=np.int64)  # what bound atoms are products of, with room for more
+        self._bound = 0  # so many
         self._marked = np.zeros(ROOM, dtype=bool)  # used for the time of one question
         self._parent[-1], self._state[-1] = -1, PADDING  # -1 is found in the last place, which no atom gets
         self._table: Array | None = None
@@ -72,7 +74,7 @@ class Atoms:
         self._parent = np.concatenate([self._parent[:-1], np.arange(room - 1, 2 * room)])
         self._block = np.concatenate([self._block, np.zeros(room, dtype=np.int64)])
         self._state = np.concatenate([self._state[:-1], np.zeros(room + 1, dtype=np.uint8)])
-        self._parts = np.concatenate([self._parts, np.full((room, self._parts.shape[1]), -1)])
+        self._place = np.concatenate([self._place, np.zeros(room, dtype=np.int64)])
         self._marked = np.zeros(2 * room, dtype=bool)
         self._parent[-1], self._state[-1] = -1, PADDING
 
@@ -89,9 +91,9 @@ class Atoms:
             return rows
         while count := np.count_nonzero(bound := (self._state[rows] & BOUND) > 0):
             if count == len(rows) and rows.shape[1] == 1:  # (n, 1) -> (n, factors)
-                rows = tidy(self._find(self._parts[rows[:, 0]]))
+                rows = tidy(self._find(self._parts[self._place[rows[:, 0]]]))
                 continue
-            expanded = np.where(bound[..., None], self._parts[rows], -1)
+            expanded = np.where(bound[..., None], self._parts[self._place[rows]], -1)
             expanded[..., 0] = np.where(bound, expanded[..., 0], rows)
             rows = tidy(self._find(expanded.reshape(len(rows), rows.shape[1] * self._parts.shape[1])))
         return rows
@@ -175,12 +177,16 @@ class Atoms:
 
     def _bind_to(self, atoms: Array, rows: Array) -> None:
         """Roots become the products of the atoms in their rows."""
-        missing = rows.shape[1] - self._parts.shape[1]
-        if missing > 0:
-            self._parts = np.pad(self._parts, ((0, 0), (0, missing)), constant_values=-1)
+        start, end = self._bound, self._bound + len(atoms)
+        room, width = self._parts.shape
+        if end > room or rows.shape[1] > width:
+            wider = np.full((max(room, 2 * end), max(width, rows.shape[1])), -1)
+            wider[:start, :width] = self._parts[:start]
+            self._parts = wider
+        self._parts[start:end, : rows.shape[1]] = rows
+        self._place[atoms] = np.arange(start, end)
+        self._bound = end
         self._table = None
-        self._parts[atoms] = -1
-        self._parts[atoms, : rows.shape[1]] = rows
         self._state[atoms] |= BOUND
 
 
