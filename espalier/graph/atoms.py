@@ -36,6 +36,7 @@ class Atoms:
         self._marked = np.zeros(ROOM, dtype=bool)  # used for the time of one question
         self._parent[-1], self._state[-1] = -1, PADDING  # -1 is found in the last place, which no atom gets
         self._table: Array | None = None
+        self._free: set[int] = set()  # ids of shared rows that can be shared again, until something changes
 
     # -- making ------------------------------------------------------------------------------------------------
 
@@ -51,17 +52,21 @@ class Atoms:
     def share(self, rows: Array, names: Sequence[str]) -> bool:
         """Let new blocks have the atoms of ``rows``, as if they had been made and unified with them. False, and nothing done,
         where that would say more than that they are one: what has to stay makes others stay."""
-        found = self.resolve(rows)
-        state = self._state.take(found)
-        if found.shape[1] == 1:
-            if np.count_nonzero(state):
-                return False
-        elif found.shape[1] > FACTORS or np.count_nonzero(state & (FIXED | STUCK)) or np.count_nonzero(state[:, 0]):
+        if id(rows) not in self._free and not self._is_free(rows):
             return False
         blocks = self.shared.setdefault(id(rows), (rows, []))[1]
         blocks += range(len(self.blocks), len(self.blocks) + len(names))
         self.blocks += names
+        self._free.add(id(rows))
         return True
+
+    def _is_free(self, rows: Array) -> bool:
+        """Whether each index has atoms, and none of them has to stay."""
+        found = self.resolve(rows)
+        state = self._state.take(found)
+        if found.shape[1] == 1:
+            return not np.count_nonzero(state)
+        return found.shape[1] <= FACTORS and not np.count_nonzero(state & (FIXED | STUCK)) and not np.count_nonzero(state[:, 0])
 
     def fixed(self, size: int, name: str) -> Array:
         """Rows of ``size`` new atoms that nothing can remove but that tell indices apart (q, k and v of a fused qkv)."""
@@ -161,12 +166,17 @@ class Atoms:
         """Which free atoms only tell indices apart."""
         return (self._state[atoms] & FIXED) > 0
 
+    def _changed(self) -> None:
+        """What was looked up may be otherwise now."""
+        self._table = None
+        self._free.clear()
+
     # -- joining -----------------------------------------------------------------------------------------------
 
     def _union(self, a: Array, b: Array) -> None:
         """Make roots one."""
         while not equal(a, b):
-            self._table = None
+            self._changed()
             low, high = np.minimum(a, b), np.maximum(a, b)
             self._parent[high] = low
             if equal(self._parent[high], low):
@@ -186,7 +196,7 @@ class Atoms:
         self._parts[start:end, : rows.shape[1]] = rows
         self._place[atoms] = np.arange(start, end)
         self._bound = end
-        self._table = None
+        self._changed()
         self._state[atoms] |= BOUND
 
 

@@ -80,7 +80,7 @@ class Axes(Atoms):
         if not equal(self._parent[atoms], bound):  # one atom for several bound ones: these have to be unified
             self._parent[atoms] = atoms
             return False
-        self._table = None
+        self._changed()
         return True
 
     def _unify_products(self, a: Array, b: Array, why: str) -> None:
@@ -108,7 +108,7 @@ class Axes(Atoms):
             self.freeze(atoms, why)
             self.freeze(rows, why)
             return
-        if np.count_nonzero(np.diff(atoms[:, 0]) > 0) == len(atoms) - 1:  # in order, as those of a new block: each comes once
+        if np.count_nonzero(atoms[1:] > atoms[:-1]) == len(atoms) - 1:  # in order, as those of a new block: each comes once
             self._bind_to(atoms[:, 0], rows)
             return
         first, where = np.unique(atoms[:, 0], return_index=True)
@@ -125,6 +125,7 @@ class Axes(Atoms):
             self._frozen.append((rows, reason))
             atoms = self.resolve(rows)
             self._state[atoms[atoms >= 0]] |= STUCK
+            self._free.clear()
 
     def frozen(self) -> dict[int, str]:
         """Free atoms that are frozen, with the first reason."""
@@ -204,7 +205,7 @@ class Axes(Atoms):
         assert product is not None
         why = f"its parts overlap ({name})"
         whole = self.resolve(grid.reshape(-1, 1))
-        if (whole < 0).any() or whole.shape[1] > 1:
+        if whole.shape[1] > 1 or int(whole.min()) < 0:
             self.freeze(whole, why)
             self.freeze(product, why)
         else:  # not unified: that would forget the atoms that only tell indices apart
@@ -214,5 +215,5 @@ class Axes(Atoms):
     def _stacked(self, columns: Sequence[Array]) -> Rows:
         if not columns:
             return None
-        rows = self.resolve(tidy(np.stack(columns, axis=1)))
+        rows = self.resolve(columns[0][:, None] if len(columns) == 1 else tidy(np.stack(columns, axis=1)))
         return rows if (rows >= 0).any() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,17 +24,19 @@ def crossed(grid: Array) -> bool:
 
 def merge(factors: Sequence[tuple[Rows, int]]) -> Rows:
     """Rows of the flattened product of dimensions, given as (rows, length)."""
+    carried = [(place, rows) for place, (rows, _) in enumerate(factors) if rows is not None]
+    if not carried:
+        return None
+    if len(factors) == 1:
+        return carried[0][1]
     sizes = [size for _, size in factors]
-    total = math.prod(sizes)
-    columns: list[Array] = []
-    for place, (rows, size) in enumerate(factors):
-        if rows is not None:
-            inner = math.prod(sizes[place + 1 :])
-            grid = np.broadcast_to(rows[None, :, None], (total // (size * inner), size, inner, rows.shape[1]))
-            columns.append(grid.reshape(total, rows.shape[1]))
-    if len(columns) < 2:
-        return columns[0] if columns else None
-    return np.concatenate(columns, axis=1)
+    grid = np.empty((*sizes, sum(rows.shape[1] for _, rows in carried)), dtype=np.int64)
+    column = 0
+    for place, rows in carried:
+        width = rows.shape[1]
+        grid[..., column : column + width] = rows.reshape(-1, *[1] * (len(sizes) - place - 1), width)
+        column += width
+    return grid.reshape(-1, column)
 
 
 def stack(parts: Sequence[tuple[Rows, int]]) -> Rows:
