@@ -69,12 +69,15 @@ def tidy(rows: Array) -> Array:
             repeated |= rows[:, earlier] == rows[:, column]
         if repeated.any():
             rows[repeated, column] = -1
-    missing = rows < 0
-    gaps = np.flatnonzero((missing[:, :-1] > missing[:, 1:]).any(1))
-    if len(gaps):
-        rows[gaps] = np.take_along_axis(rows[gaps], np.argsort(missing[gaps], axis=1, kind="stable"), axis=1)
-    used = sum(1 for column in range(width) if (rows[:, column] >= 0).any())
-    return rows[:, : max(1, used)]
+    present = rows >= 0
+    used = int(present.sum(1).max(initial=1))
+    if not np.count_nonzero(present[:, 1:] > present[:, :-1]):  # nothing after a gap
+        return rows[:, :used]
+    place = np.cumsum(present, axis=1) - 1
+    index, column = np.nonzero(present)
+    made = np.full((len(rows), used), -1)
+    made[index, place[index, column]] = rows[index, column]
+    return made
 
 
 def _tidy_pairs(rows: Array) -> Array:
