@@ -39,7 +39,9 @@ class Composite:
 
     def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Given | None:
         """The arguments by name, None for those that were left out; None if the call is not a usual one."""
-        given = {**dict.fromkeys(self.arguments), **dict(zip(self.arguments, args, strict=False)), **kwargs}
+        given: Given = dict.fromkeys(self.arguments)
+        given.update(zip(self.arguments, args, strict=False))
+        given.update(kwargs)
         if len(given) != len(self.arguments) or len(args) > len(given):
             return None
         for name in self.tensors:
@@ -142,6 +144,11 @@ COMPOSITES: dict[Any, Composite] = {
     **dict.fromkeys(
         (torch.mul, Tensor.mul, Tensor.__mul__), Composite("mul", ("self", "other"), shortcuts.entries, ("self", "other"))
     ),
+    functional.relu: Composite("relu", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.relu6: Composite("hardtanh", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.silu: Composite("silu", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.hardswish: Composite("hardswish", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.hardsigmoid: Composite("hardsigmoid", ("self", "inplace"), shortcuts.activation, ("self",)),
     functional.gelu: Composite("gelu", ("self", "approximate"), shortcuts.entries, ("self",)),
 }
 

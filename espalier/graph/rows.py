@@ -74,9 +74,9 @@ def tidy(rows: Array) -> Array:
     if not np.count_nonzero(present[:, 1:] > present[:, :-1]):  # nothing after a gap
         return rows[:, :used]
     place = np.cumsum(present, axis=1) - 1
-    index, column = np.nonzero(present)
+    index = np.nonzero(present)
     made = np.full((len(rows), used), -1)
-    made[index, place[index, column]] = rows[index, column]
+    made[index[0], place[index]] = rows[index]
     return made
 
 

@@ -86,7 +86,7 @@ def _convolution(
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-    if x.dim() < 2 or not _are(channels := x.shape[1], *(value for value in rest[:4] if isinstance(value, Tensor))):
+    if x.dim() < 2 or not _are(channels := x.shape[1], *[value for value in rest[:4] if isinstance(value, Tensor)]):
         return None
     return _like(x), _empty((channels,), x), _empty((channels,), x)
 
@@ -109,7 +109,7 @@ def _group_norm(
 
 def _are(length: int, *vectors: Any) -> bool:
     """Whether vectors, where there are any, have a length."""
-    return all(vector is None or vector.shape[0] == length for vector in vectors)
+    return all([vector is None or vector.shape[0] == length for vector in vectors])
 
 
 # -- matrices, joins -----------------------------------------------------------------------------------------------
@@ -179,10 +179,18 @@ def entries(x: Tensor, *others: Any) -> Tensor | None:
     return _elementwise(x, *others) if _all_meta(x, *(other for other in others if isinstance(other, Tensor))) else None
 
 
+def activation(x: Tensor, inplace: Any) -> Tensor | None:
+    """``torch.nn.functional.relu`` and its like; what works in place returns what it was given."""
+    return (x if inplace else _like(x)) if _all_meta(x) else None
+
+
 def _all_meta(first: Tensor, *others: Tensor | None) -> bool:
     """Whether all are real numbers of one kind on the meta device."""
-    every = [first, *(tensor for tensor in others if tensor is not None)]
-    return first.is_floating_point() and all(tensor.is_meta and tensor.dtype == first.dtype for tensor in every)
+    dtype = first.dtype
+    for tensor in others:
+        if tensor is not None and (tensor.dtype != dtype or not tensor.is_meta):
+            return False
+    return first.is_meta and first.is_floating_point()
 
 
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:

@@ -79,7 +79,8 @@ class Functions(TorchFunctionMode):
             return None
         frames.append(frame_of(name, args, kwargs))
         self.labels.events.append((func, (args, kwargs), out))
-        self.operations.label(_described_by_name(composite.name), given, out, list(out) if type(out) is tuple else [out])
+        operation = _described_by_name(composite.name, in_place=out is given.get("self"))
+        self.operations.label(operation, given, out, list(out) if type(out) is tuple else [out])
         frames.pop()
         return first_of(out)
 
@@ -122,8 +123,9 @@ def _described(func: Any) -> _Operation:
 
 
 @functools.cache
-def _described_by_name(name: str) -> _Operation:
-    return _Operation(name, rules.find(name, (torch.Tag.pointwise,)), makes=True)
+def _described_by_name(name: str, *, in_place: bool) -> _Operation:
+    name = f"{name}_" if in_place else name
+    return _Operation(name, rules.find(name, (torch.Tag.pointwise,)), makes=not in_place)
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -183,7 +185,7 @@ def integers_traced(modules: Modules, labels: Labels) -> Iterator[None]:
         prefix, attributes = f"{path}." if path else "", module.__dict__
         for name, value in attributes.items():
             kind = type(value)
-            if kind is int or kind in SEQUENCES:
+            if kind in COUNTING:
                 traced = _traced(value, f"{prefix}{name}", labels)
                 if traced is not None:
                     changed.append((attributes, name, value))
@@ -195,15 +197,18 @@ def integers_traced(modules: Modules, labels: Labels) -> Iterator[None]:
             attributes[name] = value
 
 
-SEQUENCES = (tuple, list, torch.Size)
+COUNTING = frozenset({int, tuple, list, torch.Size})
 
 
 def _traced(value: Any, path: str, labels: Labels) -> Any:
     if type(value) is int:
         return Traced(value, Attribute(path), labels)
-    if 0 < len(value) <= 16 and all(type(item) is int for item in value):
-        return type(value)(Traced(item, Attribute(f"{path}[{place}]"), labels) for place, item in enumerate(value))
-    return None
+    if not 0 < len(value) <= 16:
+        return None
+    for item in value:
+        if type(item) is not int:
+            return None
+    return type(value)([Traced(item, Attribute(f"{path}[{place}]"), labels) for place, item in enumerate(value)])
 
 
 @contextlib.contextmanager
