@@ -208,17 +208,23 @@ class _Atoms:
         width = self.dim(event.width, 0)
         if not isinstance(width, Dim):
             return None
-        fixed = self._fixed_in(*event.dims, *event.source.given)
-        masks: list[Mask] = []
         source = event.source
-        for name, dim in zip(source.names, source.dims, strict=True):
-            rows = self.labels.parameters[name][dim]
-            resolved = np.empty((0, 1), dtype=np.int64) if rows is None else self.axes.resolve(rows)
-            foreign = self.axes.is_fixed(resolved) & ~np.isin(resolved, fixed)
-            masks.append(np.asarray(~foreign.any(1)) if source.part is None else ~foreign.any(1) & source.part)
-        return Rescale(event.module, source.names, source.dims, masks, width)
+        told_apart = self._fixed_in(*event.dims, *source.given)
+        masks: dict[int, Mask] = {}  # weight and bias usually have the same rows
+        every = [self.labels.parameters[name][dim] for name, dim in zip(source.names, source.dims, strict=True)]
+        for rows in every:
+            if id(rows) not in masks:
+                resolved = np.empty((0, 1), dtype=np.int64) if rows is None else self.axes.resolve(rows)
+                foreign = self.axes.is_fixed(resolved) & ~told_apart[resolved]
+                own = ~np.logical_or.reduce(foreign, axis=1)
+                masks[id(rows)] = own if source.part is None else own & source.part
+        return Rescale(event.module, source.names, source.dims, [masks[id(rows)] for rows in every], width)
 
-    def _fixed_in(self, *dims: Rows) -> Array:
-        atoms = [self.axes.resolve(rows).ravel() for rows in dims if rows is not None]
-        every = np.concatenate(atoms) if atoms else np.empty(0, dtype=np.int64)
-        return every[self.axes.is_fixed(every)]
+    def _fixed_in(self, *dims: Rows) -> Mask:
+        """Which of all atoms only tell indices apart, and are in any of these dimensions."""
+        found = np.zeros(self.axes.count + 1, dtype=bool)
+        for rows in dims:
+            if rows is not None:
+                resolved = self.axes.resolve(rows)
+                found[resolved] = self.axes.is_fixed(resolved)
+        return found

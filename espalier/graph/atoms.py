@@ -21,7 +21,7 @@ BOUND, FIXED, STUCK, PADDING = 1, 2, 4, 8  # bits of an atom's state; read at ro
 
 
 class Atoms:
-    """Atoms and what is known of each. Blocks are runs of atoms made together."""
+    """Atoms and what is known of each. Blocks are runs of atoms made together, or made of the atoms of others."""
 
     def __init__(self) -> None:
         self.blocks: list[str] = []

@@ -20,7 +20,7 @@ from espalier.graph.rows import Array, Rows, crossed, equal, merge, tidy
 
 
 class Axes(Atoms):
-    """The atoms of one trace. Blocks are runs of atoms made together: dimensions of parameters and factors of views."""
+    """The atoms of one trace. Blocks are dimensions of parameters and factors of views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Axes(Atoms):
             self.freeze(atoms, why)
             self.freeze(rows, why)
             return
-        if np.count_nonzero(atoms[1:] > atoms[:-1]) == len(atoms) - 1:  # in order, as those of a new block: each comes once
+        if _ascends(atoms[:, 0]):  # as those of a new block: each comes once
             self._bind_to(atoms[:, 0], rows)
             return
         first, where = np.unique(atoms[:, 0], return_index=True)
@@ -122,6 +122,8 @@ class Axes(Atoms):
     def freeze(self, rows: Rows, reason: str) -> None:
         """No index in ``rows`` may ever be removed."""
         if rows is not None and rows.size:
+            if self._frozen and self._frozen[-1][0] is rows and self._frozen[-1][1] == reason:  # one index after the other
+                return
             self._frozen.append((rows, reason))
             atoms = self.resolve(rows)
             self._state[atoms[atoms >= 0]] |= STUCK
@@ -171,10 +173,10 @@ class Axes(Atoms):
         outer: list[Array] = []
         inner: list[Array] = []
         for column in np.moveaxis(grid, -1, 0):
-            if (column == column[:, :1]).all():
+            if column[0, 0] == column[0, 1] and (column == column[:, :1]).all():
                 outer.append(column[:, 0])
                 self._keep_unless(free[0], column[:, :1], name)
-            elif (column == column[:1]).all():
+            elif column[0, 0] == column[1, 0] and (column == column[:1]).all():
                 inner.append(column[0])
                 self._keep_unless(free[1], column[0][:, None], name)
             else:
@@ -208,6 +210,8 @@ class Axes(Atoms):
         if whole.shape[1] > 1 or int(whole.min()) < 0:
             self.freeze(whole, why)
             self.freeze(product, why)
+        elif _ascends(whole[:, 0]):  # each comes once
+            self._bind_to(whole[:, 0], product)
         else:  # not unified: that would forget the atoms that only tell indices apart
             self._bind(whole, product, why)
         return made[0], made[1]
@@ -215,5 +219,11 @@ class Axes(Atoms):
     def _stacked(self, columns: Sequence[Array]) -> Rows:
         if not columns:
             return None
-        rows = self.resolve(columns[0][:, None] if len(columns) == 1 else tidy(np.stack(columns, axis=1)))
+        rows = np.stack(columns, axis=1)
+        if len(columns) > 1:  # a single one is resolved or new
+            rows = self.resolve(tidy(rows))
         return rows if (rows >= 0).any() else None
+
+
+def _ascends(atoms: Array) -> bool:
+    return bool(np.count_nonzero(atoms[1:] > atoms[:-1]) == len(atoms) - 1)

@@ -154,10 +154,7 @@ class Labels:
 
     def newest(self, *tensors: Any) -> int:
         """The last call of a layer that any of the tensors may depend on; 0 if there is none."""
-        last = 0
-        for tensor in tensors:
-            last = max(last, self._newest.get(id(tensor), 0))
-        return last
+        return max([self._newest.get(id(tensor), 0) for tensor in tensors], default=0)
 
     def put_newest(self, tensor: Tensor, serial: int) -> None:
         """Remember the last call of a layer that a tensor may depend on."""
@@ -203,12 +200,12 @@ class Labels:
             else:
                 unmet[name] = vector
         if rows is not None and unmet:
-            for (name, vector), own in zip(unmet.items(), self._met_at(rows, [f"{name}:0" for name in unmet], op), strict=True):
+            made = self._met_at(rows, [f"{name}:0" for name in unmet], op)
+            for (name, vector), own in zip(unmet.items(), made, strict=True):
                 self.parameters[name] = self._dims[id(vector)] = [own]
 
     def unify_matrix(self, rows: Rows, matrix: Tensor, op: str) -> Rows:
-        """A dimension and the inputs of a weight (outputs, inputs, places of a kernel) are one: most are met here for the
-        first time. Returns the rows of the outputs."""
+        """A dimension and the inputs of a weight (outputs, inputs, kernel) are one. Returns the rows of the outputs."""
         name = self._unmet(matrix)
         if rows is None or name is None or matrix.shape[1] != len(rows):
             outputs, inputs, *kernel = self.of(matrix)
@@ -222,8 +219,7 @@ class Labels:
         return outputs
 
     def meet_depthwise(self, rows: Rows, weight: Tensor, op: str) -> Rows:
-        """A dimension and the channels of a weight (channels, 1, places of a kernel) are one, if the weight is met here for the
-        first time; None if it is not."""
+        """A dimension and a weight (channels, 1, kernel) are one; None, and nothing done, if that was met before."""
         name = self._unmet(weight)
         if rows is None or name is None or weight.shape[1] != 1 or len(weight) != len(rows):
             return None

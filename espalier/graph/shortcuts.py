@@ -27,7 +27,19 @@ def _like(x: Tensor) -> Tensor:
     """``torch.empty_like``, which takes its time on meta."""
     if x.is_contiguous():
         return _empty(x.shape, x)
+    if _lies_close(x):
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=META)
     return torch.empty_like(x)
+
+
+def _lies_close(x: Tensor) -> bool:
+    """Whether entries fill their memory, each a place of its own: then results are laid out as ``x`` is."""
+    room = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size < 2 or stride != room:  # torch has rules of its own for lengths of 1
+            return False
+        room *= size
+    return True
 
 
 # -- entry by entry ------------------------------------------------------------------------------------------------
@@ -59,6 +71,11 @@ def _spreads(small: Sequence[int], large: Sequence[int]) -> bool:
     if len(small) > len(large):
         return False
     return all(one in (1, other) for one, other in zip(reversed(small), reversed(large), strict=False))
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """A copy in one piece."""
+    return _empty(x.shape, x)
 
 
 def _masked_fill(x: Tensor, mask: Tensor, *_: Any) -> Tensor | None:
@@ -226,6 +243,7 @@ SHORTCUTS: dict[str, Callable[..., Any]] = {
     **{f"{name}_": _in_place for name in ELEMENTWISE},
 }
 HARMLESS = {"alpha", "approximate"}  # keywords that change values only
+CLONE, IN_ONE_PIECE = torch.ops.aten.clone.default, {"memory_format": torch.contiguous_format}
 ANYWHERE = {int, float, bool, str, type(None), torch.dtype}  # arguments that are on no device
 
 
@@ -242,6 +260,8 @@ def run_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         found = quick(*args)
         if found is not None:
             return found
+    if func is CLONE and kwargs == IN_ONE_PIECE:
+        return _empty(args[0].shape, args[0])
     return func(*args, **{key: _meta(value) for key, value in kwargs.items()})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from espalier.graph import rules
@@ -42,6 +43,10 @@ class Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, labels = kwargs or {}, self.labels
         name = getattr(func, "__name__", "")
+        if func is functional.scaled_dot_product_attention:
+            attention(labels, *args, **kwargs)
+        if func in COMPOSITES and (out := self._in_one_go(func, name, args, kwargs)) is not None:
+            return out
         if name == "__get__" and func == _shape:  # made anew at each access
             return self._shape(args[0])
         if name == "size" and func == Tensor.size:
@@ -50,10 +55,6 @@ class Functions(TorchFunctionMode):
             return func(*args)  # len() accepts plain integers only
         if func in DROPOUT:
             return self._dropout(func, name, args, kwargs)
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            attention(labels, *args, **kwargs)
-        if func in COMPOSITES and (out := self._in_one_go(func, name, args, kwargs)) is not None:
-            return out
         labels.events.append((func, (args, kwargs), None))
         if func in REPLACED:
             with self:
