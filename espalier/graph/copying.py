@@ -71,8 +71,11 @@ class Copier:
         made = memo[id(module)] = kind.__new__(kind)
         attributes = made.__dict__
         for name, value in module.__dict__.items():
-            if type(value) in UNCHANGEABLE:
+            what = type(value)
+            if what in UNCHANGEABLE:
                 attributes[name] = value
+            elif (what is OrderedDict or what is dict) and not value and id(value) not in memo:  # most hooks
+                attributes[name] = memo[id(value)] = what()
             elif name in HOOKS and value:
                 attributes[name] = memo[id(value)] = value.copy()
             else:
