@@ -60,6 +60,7 @@ class _Atoms:
 
     def __init__(self, labels: Labels, graph: ChannelGraph) -> None:
         self.labels, self.axes = labels, labels.axes
+        self._sharing = {blocks[0]: blocks for _, blocks in self.axes.shared.values()}
         self._roots, self._blocks = self._occurrences()
         self.group, self.channel = self._grouped(graph)
         self._dims = self._labelled(_every_rows(labels))
@@ -94,11 +95,16 @@ class _Atoms:
         return inexact
 
     def _occurrences(self) -> tuple[Array, Array]:
-        """Every root with every block that it occurs in, sorted."""
-        table, count = self.axes.table(), len(self.axes.blocks)
-        block = self.axes.block_of(len(table))
-        pairs = [table[:, column] * count + block for column in range(table.shape[1])]
-        found = np.concatenate([own[table[:, column] >= 0] for column, own in enumerate(pairs)])
+        """Every root with every block that it occurs in, sorted. Of blocks that share their rows only the first is there."""
+        axes, count = self.axes, len(self.axes.blocks)
+        table = axes.table()
+        parts = [(table, axes.block_of(len(table)))]
+        for width in {rows.shape[1] for rows, _ in axes.shared.values()}:
+            some = [(rows, blocks[0]) for rows, blocks in axes.shared.values() if rows.shape[1] == width]
+            block = np.repeat([first for _, first in some], [len(rows) for rows, _ in some])
+            parts.append((axes.resolve(np.concatenate([rows for rows, _ in some])), block))
+        columns = [(column, block) for rows, block in parts for column in rows.T]
+        found = np.concatenate([(column * count + block)[column >= 0] for column, block in columns])
         found.sort(kind="stable")  # runs are sorted already
         found = found[np.diff(found, prepend=-1) > 0]
         return found // count, found % count
@@ -112,9 +118,11 @@ class _Atoms:
         signature = np.zeros(self.axes.count, dtype=np.uint64)  # one number for the set of blocks
         signature[self._roots[starts]] = np.add.reduceat(hashes[self._blocks], starts)
         kind = signature[atoms] * np.uint64(2) + frozen
-        order = np.argsort(kind, kind="stable")
-        sets = np.split(atoms[order], np.flatnonzero(np.diff(kind[order])) + 1)
-        return sorted(sets, key=lambda members: int(members[0]))
+        runs = np.flatnonzero(np.concatenate([[True], kind[1:] != kind[:-1]]))  # a group is few of them
+        sets: dict[int, list[Array]] = {}  # by kind, in the order of their first atoms
+        for which, members in zip(kind[runs].tolist(), np.split(atoms, runs[1:]), strict=True):
+            sets.setdefault(which, []).append(members)
+        return [np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in sets.values()]
 
     def _names(self, groups: list[Array]) -> list[str]:
         counted = self._counted()
@@ -151,8 +159,8 @@ class _Atoms:
         if ":" not in first or first.endswith(":0"):
             return first
         start, end = np.searchsorted(self._roots, [atom, atom + 1])
-        every = [blocks[block] for block in self._blocks[start:end].tolist()]
-        return next((block for block in every if block.endswith("weight:0")), first)
+        every = sorted(number for block in self._blocks[start:end].tolist() for number in self._sharing.get(block, [block]))
+        return next((blocks[number] for number in every if blocks[number].endswith("weight:0")), first)
 
     # -- labels of the graph -------------------------------------------------------------------------------------
 
@@ -200,17 +208,23 @@ class _Atoms:
         width = self.dim(event.width, 0)
         if not isinstance(width, Dim):
             return None
-        fixed = self._fixed_in(*event.dims, *event.source.given)
-        masks: list[Mask] = []
         source = event.source
-        for name, dim in zip(source.names, source.dims, strict=True):
-            rows = self.labels.parameters[name][dim]
-            resolved = np.empty((0, 1), dtype=np.int64) if rows is None else self.axes.resolve(rows)
-            foreign = self.axes.is_fixed(resolved) & ~np.isin(resolved, fixed)
-            masks.append(np.asarray(~foreign.any(1)) if source.part is None else ~foreign.any(1) & source.part)
-        return Rescale(event.module, source.names, source.dims, masks, width)
+        told_apart = self._fixed_in(*event.dims, *source.given)
+        masks: dict[int, Mask] = {}  # weight and bias usually have the same rows
+        every = [self.labels.parameters[name][dim] for name, dim in zip(source.names, source.dims, strict=True)]
+        for rows in every:
+            if id(rows) not in masks:
+                resolved = np.empty((0, 1), dtype=np.int64) if rows is None else self.axes.resolve(rows)
+                foreign = self.axes.is_fixed(resolved) & ~told_apart[resolved]
+                own = ~np.logical_or.reduce(foreign, axis=1)
+                masks[id(rows)] = own if source.part is None else own & source.part
+        return Rescale(event.module, source.names, source.dims, [masks[id(rows)] for rows in every], width)
 
-    def _fixed_in(self, *dims: Rows) -> Array:
-        atoms = [self.axes.resolve(rows).ravel() for rows in dims if rows is not None]
-        every = np.concatenate(atoms) if atoms else np.empty(0, dtype=np.int64)
-        return every[self.axes.is_fixed(every)]
+    def _fixed_in(self, *dims: Rows) -> Mask:
+        """Which of all atoms only tell indices apart, and are in any of these dimensions."""
+        found = np.zeros(self.axes.count + 1, dtype=bool)
+        for rows in dims:
+            if rows is not None:
+                resolved = self.axes.resolve(rows)
+                found[resolved] = self.axes.is_fixed(resolved)
+        return found

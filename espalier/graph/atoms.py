@@ -5,7 +5,7 @@ What atoms and rows are is told in ``axes.py``. All is written for few calls on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +13,30 @@ from numpy.typing import NDArray
 from espalier.graph.rows import Array, Rows, equal, stack, tidy
 
 MANY = 4096
-ROOM = 16384  # atoms to begin with
+ROOM = 131072  # atoms to begin with: few models need more, and memory that is not touched costs nothing
+
+FACTORS = 8  # most atoms that one index may depend on
 
 BOUND, FIXED, STUCK, PADDING = 1, 2, 4, 8  # bits of an atom's state; read at roots
 
 
 class Atoms:
-    """Atoms and what is known of each. Blocks are runs of atoms made together."""
+    """Atoms and what is known of each. Blocks are runs of atoms made together, or made of the atoms of others."""
 
     def __init__(self) -> None:
         self.blocks: list[str] = []
+        self.shared: dict[int, tuple[Array, list[int]]] = {}  # by id of the rows: blocks made of atoms that others made
         self.count = 0
         self._parent = np.arange(ROOM)
         self._block = np.zeros(ROOM, dtype=np.int64)
         self._state = np.zeros(ROOM, dtype=np.uint8)
-        self._parts = np.empty((ROOM, 0), dtype=np.int64)  # what a bound atom is the product of
+        self._place = np.zeros(ROOM, dtype=np.int64)  # of a bound atom in
+        self._parts = np.empty((0, 0), dtype=np.int64)  # what bound atoms are products of, with room for more
+        self._bound = 0  # so many
         self._marked = np.zeros(ROOM, dtype=bool)  # used for the time of one question
         self._parent[-1], self._state[-1] = -1, PADDING  # -1 is found in the last place, which no atom gets
         self._table: Array | None = None
+        self._free: set[int] = set()  # ids of shared rows that can be shared again, until something changes
 
     # -- making ------------------------------------------------------------------------------------------------
 
@@ -43,15 +49,24 @@ class Atoms:
         self.blocks.append(name)
         return np.arange(start, self.count)[:, None]
 
-    def twin(self, rows: Array, name: str) -> tuple[Array, bool]:
-        """Rows of as many new atoms, and whether they are one with those of ``rows`` already: the quick way where each index is
-        one atom that is free."""
-        made = self.fresh(len(rows), name)
-        roots = self._find(rows[:, 0])
-        if rows.shape[1] > 1 or np.count_nonzero(self._state[roots]):
-            return made, False
-        self._parent[made[:, 0]] = roots
-        return made, True
+    def share(self, rows: Array, names: Sequence[str]) -> bool:
+        """Let new blocks have the atoms of ``rows``, as if they had been made and unified with them. False, and nothing done,
+        where that would say more than that they are one: what has to stay makes others stay."""
+        if id(rows) not in self._free and not self._is_free(rows):
+            return False
+        blocks = self.shared.setdefault(id(rows), (rows, []))[1]
+        blocks += range(len(self.blocks), len(self.blocks) + len(names))
+        self.blocks += names
+        self._free.add(id(rows))
+        return True
+
+    def _is_free(self, rows: Array) -> bool:
+        """Whether each index has atoms, and none of them has to stay."""
+        found = self.resolve(rows)
+        state = self._state.take(found)
+        if found.shape[1] == 1:
+            return not np.count_nonzero(state)
+        return found.shape[1] <= FACTORS and not np.count_nonzero(state & (FIXED | STUCK)) and not np.count_nonzero(state[:, 0])
 
     def fixed(self, size: int, name: str) -> Array:
         """Rows of ``size`` new atoms that nothing can remove but that tell indices apart (q, k and v of a fused qkv)."""
@@ -64,7 +79,7 @@ class Atoms:
         self._parent = np.concatenate([self._parent[:-1], np.arange(room - 1, 2 * room)])
         self._block = np.concatenate([self._block, np.zeros(room, dtype=np.int64)])
         self._state = np.concatenate([self._state[:-1], np.zeros(room + 1, dtype=np.uint8)])
-        self._parts = np.concatenate([self._parts, np.full((room, self._parts.shape[1]), -1)])
+        self._place = np.concatenate([self._place, np.zeros(room, dtype=np.int64)])
         self._marked = np.zeros(2 * room, dtype=bool)
         self._parent[-1], self._state[-1] = -1, PADDING
 
@@ -81,9 +96,9 @@ class Atoms:
             return rows
         while count := np.count_nonzero(bound := (self._state[rows] & BOUND) > 0):
             if count == len(rows) and rows.shape[1] == 1:  # (n, 1) -> (n, factors)
-                rows = tidy(self._find(self._parts[rows[:, 0]]))
+                rows = tidy(self._find(self._parts[self._place[rows[:, 0]]]))
                 continue
-            expanded = np.where(bound[..., None], self._parts[rows], -1)
+            expanded = np.where(bound[..., None], self._parts[self._place[rows]], -1)
             expanded[..., 0] = np.where(bound, expanded[..., 0], rows)
             rows = tidy(self._find(expanded.reshape(len(rows), rows.shape[1] * self._parts.shape[1])))
         return rows
@@ -151,12 +166,17 @@ class Atoms:
         """Which free atoms only tell indices apart."""
         return (self._state[atoms] & FIXED) > 0
 
+    def _changed(self) -> None:
+        """What was looked up may be otherwise now."""
+        self._table = None
+        self._free.clear()
+
     # -- joining -----------------------------------------------------------------------------------------------
 
     def _union(self, a: Array, b: Array) -> None:
         """Make roots one."""
         while not equal(a, b):
-            self._table = None
+            self._changed()
             low, high = np.minimum(a, b), np.maximum(a, b)
             self._parent[high] = low
             if equal(self._parent[high], low):
@@ -167,12 +187,16 @@ class Atoms:
 
     def _bind_to(self, atoms: Array, rows: Array) -> None:
         """Roots become the products of the atoms in their rows."""
-        missing = rows.shape[1] - self._parts.shape[1]
-        if missing > 0:
-            self._parts = np.pad(self._parts, ((0, 0), (0, missing)), constant_values=-1)
-        self._table = None
-        self._parts[atoms] = -1
-        self._parts[atoms, : rows.shape[1]] = rows
+        start, end = self._bound, self._bound + len(atoms)
+        room, width = self._parts.shape
+        if end > room or rows.shape[1] > width:
+            wider = np.full((max(room, 2 * end), max(width, rows.shape[1])), -1)
+            wider[:start, :width] = self._parts[:start]
+            self._parts = wider
+        self._parts[start:end, : rows.shape[1]] = rows
+        self._place[atoms] = np.arange(start, end)
+        self._bound = end
+        self._changed()
         self._state[atoms] |= BOUND
 
 

@@ -15,14 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from espalier.graph.atoms import BOUND, FIXED, STUCK, Atoms
+from espalier.graph.atoms import BOUND, FACTORS, FIXED, STUCK, Atoms
 from espalier.graph.rows import Array, Rows, crossed, equal, merge, tidy
-
-FACTORS = 8  # most atoms that one index may depend on
 
 
 class Axes(Atoms):
-    """The atoms of one trace. Blocks are runs of atoms made together: dimensions of parameters and factors of views."""
+    """The atoms of one trace. Blocks are dimensions of parameters and factors of views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +80,7 @@ class Axes(Atoms):
         if not equal(self._parent[atoms], bound):  # one atom for several bound ones: these have to be unified
             self._parent[atoms] = atoms
             return False
-        self._table = None
+        self._changed()
         return True
 
     def _unify_products(self, a: Array, b: Array, why: str) -> None:
@@ -110,7 +108,7 @@ class Axes(Atoms):
             self.freeze(atoms, why)
             self.freeze(rows, why)
             return
-        if np.count_nonzero(np.diff(atoms[:, 0]) > 0) == len(atoms) - 1:  # in order, as those of a new block: each comes once
+        if _ascends(atoms[:, 0]):  # as those of a new block: each comes once
             self._bind_to(atoms[:, 0], rows)
             return
         first, where = np.unique(atoms[:, 0], return_index=True)
@@ -124,9 +122,12 @@ class Axes(Atoms):
     def freeze(self, rows: Rows, reason: str) -> None:
         """No index in ``rows`` may ever be removed."""
         if rows is not None and rows.size:
+            if self._frozen and self._frozen[-1][0] is rows and self._frozen[-1][1] == reason:  # one index after the other
+                return
             self._frozen.append((rows, reason))
             atoms = self.resolve(rows)
             self._state[atoms[atoms >= 0]] |= STUCK
+            self._free.clear()
 
     def frozen(self) -> dict[int, str]:
         """Free atoms that are frozen, with the first reason."""
@@ -172,10 +173,10 @@ class Axes(Atoms):
         outer: list[Array] = []
         inner: list[Array] = []
         for column in np.moveaxis(grid, -1, 0):
-            if (column == column[:, :1]).all():
+            if column[0, 0] == column[0, 1] and (column == column[:, :1]).all():
                 outer.append(column[:, 0])
                 self._keep_unless(free[0], column[:, :1], name)
-            elif (column == column[:1]).all():
+            elif column[0, 0] == column[1, 0] and (column == column[:1]).all():
                 inner.append(column[0])
                 self._keep_unless(free[1], column[0][:, None], name)
             else:
@@ -206,9 +207,11 @@ class Axes(Atoms):
         assert product is not None
         why = f"its parts overlap ({name})"
         whole = self.resolve(grid.reshape(-1, 1))
-        if (whole < 0).any() or whole.shape[1] > 1:
+        if whole.shape[1] > 1 or int(whole.min()) < 0:
             self.freeze(whole, why)
             self.freeze(product, why)
+        elif _ascends(whole[:, 0]):  # each comes once
+            self._bind_to(whole[:, 0], product)
         else:  # not unified: that would forget the atoms that only tell indices apart
             self._bind(whole, product, why)
         return made[0], made[1]
@@ -216,5 +219,11 @@ class Axes(Atoms):
     def _stacked(self, columns: Sequence[Array]) -> Rows:
         if not columns:
             return None
-        rows = self.resolve(tidy(np.stack(columns, axis=1)))
+        rows = np.stack(columns, axis=1)
+        if len(columns) > 1:  # a single one is resolved or new
+            rows = self.resolve(tidy(rows))
         return rows if (rows >= 0).any() else None
+
+
+def _ascends(atoms: Array) -> bool:
+    return bool(np.count_nonzero(atoms[1:] > atoms[:-1]) == len(atoms) - 1)

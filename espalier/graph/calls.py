@@ -146,6 +146,8 @@ def training_watched(modules: Modules, calls: Calls) -> Iterator[None]:
         calls.labels.module = ""
         for module, kind in changed:
             object.__setattr__(module, "__class__", kind)
+        for watched in kinds.values():  # only the garbage collector frees a class: it must not hold all that calls know
+            del watched.__call__, watched.training
 
 
 def _watched(kind: Any, calls: Calls, paths: Mapping[int, str]) -> Any:

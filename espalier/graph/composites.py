@@ -1,7 +1,9 @@
 """Functions that are labelled in one go.
 
 Taken apart, a linear layer is four operations and a scaled dot product eighteen. That takes most of the time of tracing a
-transformer, and says no more than one rule can.
+transformer, and says no more than one rule can. Convolutions, norms and the like are one operation each, but the way to it
+through torch's dispatcher takes several times as long as its rule; so they are here as well, under the names and with the
+arguments of their operations.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from espalier.graph import shortcuts
+from espalier.graph.integers import plain
 from espalier.graph.modes import transform, without_operations
 
 PLAIN = frozenset({Tensor, nn.Parameter})  # subclasses may have operations of their own
+PLAIN_OR_NONE = PLAIN | {type(None)}
+Given = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,35 +32,124 @@ class Composite:
 
     name: str
     arguments: tuple[str, ...]
-    shape: Callable[..., Tensor | None]  # an empty result on meta; None where the function has to be taken apart
-    tensors: int = 2  # as many of the arguments have to be tensors
+    shape: Callable[..., Any]  # empty results on meta; None where the function has to be taken apart
+    tensors: tuple[str, ...]  # these have to be tensors
+    optional: tuple[str, ...] = ()  # or None
+    told: Callable[[Given], Given | None] | None = None  # the arguments as the operation is told them; None: take it apart
 
-    def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments by name; None for those that were left out."""
-        return {**dict.fromkeys(self.arguments), **dict(zip(self.arguments, args, strict=False)), **kwargs}
+    def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Given | None:
+        """The arguments by name, None for those that were left out; None if the call is not a usual one."""
+        given: Given = dict.fromkeys(self.arguments)
+        given.update(zip(self.arguments, args, strict=False))
+        given.update(kwargs)
+        if len(given) != len(self.arguments) or len(args) > len(given):
+            return None
+        for name in self.tensors:
+            if type(given[name]) not in PLAIN:
+                return None
+        for name in self.optional:
+            if type(given[name]) not in PLAIN_OR_NONE:
+                return None
+        return given if self.told is None else self.told(given)
 
-    def result(self, given: Mapping[str, Any]) -> Tensor | None:
-        """What the function returns on meta, if it is called in a usual way."""
-        needed = [given[key] for key in self.arguments[: self.tensors]]
-        usual = len(given) == len(self.arguments) and all(type(value) in PLAIN for value in needed)
-        if not usual or transform() is not None:  # inside vmap a tensor is larger than it says
+    def result(self, given: Given) -> Any:
+        """What the function returns on meta; None where it has to be taken apart."""
+        if transform() is not None:  # inside vmap a tensor is larger than it says
             return None
         with without_operations():
             return self.shape(*given.values())
 
 
-_LINEAR = Composite("linear", ("input", "weight", "bias"), shortcuts.linear)
-_MATMUL = Composite("matmul", ("input", "other"), shortcuts.matmul)
-_ATTENTION = Composite(
-    "scaled_dot_product_attention",
-    ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
-    shortcuts.attention,
-    tensors=3,
-)
+def first_of(out: Any) -> Any:
+    """What the function returns of the results of its operation: norms keep their statistics to themselves."""
+    return out[0] if type(out) is tuple else out
+
+
+def _convolution(given: Given) -> Given | None:
+    count = given["weight"].dim() - 2
+    settings = {name: _each(given[name], default, count) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))}
+    if None in settings.values():
+        return None
+    groups = 1 if given["groups"] is None else plain(given["groups"])
+    tensors = {name: given[name] for name in ("input", "weight", "bias")}
+    return {**tensors, **settings, "transposed": False, "output_padding": [0] * count, "groups": groups}
+
+
+def _each(value: Any, default: int, count: int) -> list[int] | None:
+    """One number for each spatial dimension."""
+    if value is None:
+        return [default] * count
+    if isinstance(value, int):
+        return [plain(value)] * count
+    return list(map(plain, value)) if isinstance(value, tuple | list) and len(value) == count else None
+
+
+def _batch_norm(given: Given) -> Given | None:
+    """In evaluation mode only: in training mode torch asks for several values per channel."""
+    if given["training"] or not isinstance(given["eps"], float) or given["eps"] < 0:
+        return None
+    return {name: given[name] for name in ("input", "weight", "bias", "running_mean", "running_var", "training")}
+
+
+def _layer_norm(given: Given) -> Given:
+    return {**given, "normalized_shape": list(map(plain, given["normalized_shape"]))}
+
+
+def _joined(given: Given) -> Given | None:
+    tensors = given["tensors"]
+    if type(tensors) not in (tuple, list) or not tensors or any(type(tensor) not in PLAIN for tensor in tensors):
+        return None
+    return {"tensors": tensors, "dim": 0 if given["dim"] is None else plain(given["dim"])}
+
+
+def _convolutions() -> dict[Any, Composite]:
+    arguments = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    made = Composite("convolution", arguments, shortcuts.convolution, ("input", "weight"), ("bias",), _convolution)
+    return dict.fromkeys((functional.conv1d, functional.conv2d, functional.conv3d), made)
+
+
 COMPOSITES: dict[Any, Composite] = {
-    functional.linear: _LINEAR,
-    functional.scaled_dot_product_attention: _ATTENTION,
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _MATMUL),
+    functional.linear: Composite("linear", ("input", "weight", "bias"), shortcuts.linear, ("input", "weight"), ("bias",)),
+    functional.scaled_dot_product_attention: Composite(
+        "scaled_dot_product_attention",
+        ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
+        shortcuts.attention,
+        ("query", "key", "value"),
+    ),
+    **dict.fromkeys(
+        (torch.matmul, Tensor.matmul, Tensor.__matmul__),
+        Composite("matmul", ("input", "other"), shortcuts.matmul, ("input", "other")),
+    ),
+    **_convolutions(),
+    functional.batch_norm: Composite(
+        "native_batch_norm",
+        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+        shortcuts.batch_norm,
+        ("input", "running_mean", "running_var"),
+        ("weight", "bias"),
+        _batch_norm,
+    ),
+    functional.layer_norm: Composite(
+        "native_layer_norm",
+        ("input", "normalized_shape", "weight", "bias", "eps"),
+        shortcuts.layer_norm,
+        ("input",),
+        ("weight", "bias"),
+        _layer_norm,
+    ),
+    **dict.fromkeys((torch.cat, torch.concat), Composite("cat", ("tensors", "dim"), shortcuts.cat, (), (), _joined)),
+    **dict.fromkeys(
+        (torch.add, Tensor.add, Tensor.__add__), Composite("add", ("self", "other"), shortcuts.entries, ("self", "other"))
+    ),
+    **dict.fromkeys(
+        (torch.mul, Tensor.mul, Tensor.__mul__), Composite("mul", ("self", "other"), shortcuts.entries, ("self", "other"))
+    ),
+    functional.relu: Composite("relu", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.relu6: Composite("hardtanh", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.silu: Composite("silu", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.hardswish: Composite("hardswish", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.hardsigmoid: Composite("hardsigmoid", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.gelu: Composite("gelu", ("self", "approximate"), shortcuts.entries, ("self",)),
 }
 
 
@@ -65,5 +159,8 @@ class CompositesOnMeta(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         composite = COMPOSITES.get(func)
-        out = None if composite is None else composite.result(composite.given(args, kwargs))
-        return func(*args, **kwargs) if out is None else out
+        if composite is not None and (given := composite.given(args, kwargs)) is not None:
+            out = composite.result(given)
+            if out is not None:
+                return first_of(out)
+        return func(*args, **kwargs)

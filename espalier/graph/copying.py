@@ -44,7 +44,7 @@ class Copier:
     def copied(self, value: Any) -> Any:
         """A copy, the same each time; ``value`` itself if it can never change."""
         kind = type(value)
-        if kind in UNCHANGEABLE or isinstance(value, enum.Enum):
+        if kind in UNCHANGEABLE:
             return value
         memo = self._memo
         if id(value) in memo:
@@ -52,7 +52,7 @@ class Copier:
         if kind is dict or kind is OrderedDict:
             made = memo[id(value)] = kind()
             for key, item in value.items():
-                made[self.copied(key)] = self.copied(item)
+                made[key if type(key) is str else self.copied(key)] = item if type(item) in UNCHANGEABLE else self.copied(item)
             return made
         if kind is list:
             row = memo[id(value)] = list[Any]()
@@ -60,6 +60,8 @@ class Copier:
             return row
         if isinstance(value, nn.Module) and self._is_ordinary(kind):
             return self._module(value, kind)
+        if isinstance(value, enum.Enum):
+            return value
         if kind in (tuple, set) and all(type(item) in UNCHANGEABLE for item in value):
             return value if kind is tuple else memo.setdefault(id(value), set(value))
         return self._unusual(value)
@@ -69,10 +71,16 @@ class Copier:
         made = memo[id(module)] = kind.__new__(kind)
         attributes = made.__dict__
         for name, value in module.__dict__.items():
-            if name in HOOKS and value is not None:
+            what = type(value)
+            if what in UNCHANGEABLE:
+                attributes[name] = value
+            elif (what is OrderedDict or what is dict) and not value and id(value) not in memo:  # most hooks
+                attributes[name] = memo[id(value)] = what()
+            elif name in HOOKS and value:
                 attributes[name] = memo[id(value)] = value.copy()
-            elif name != "_compiled_call_impl":  # as nn.Module.__getstate__ says
-                attributes[name] = value if type(value) in UNCHANGEABLE else self.copied(value)
+            else:
+                attributes[name] = self.copied(value)
+        attributes.pop("_compiled_call_impl", None)  # as nn.Module.__getstate__ says
         return made
 
     def _unusual(self, value: Any) -> Any:

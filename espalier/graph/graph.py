@@ -237,17 +237,15 @@ class ChannelGraph:
 
     def left(self, kept: Sequence[Mask | None]) -> dict[Place, Mask]:
         """Which indices are left of every dimension that becomes shorter."""
-        places: dict[Place, Mask] = {}
-        known, masks = dict[int, Mask | None](), Kept(kept)
-        for name, dims in self.tensors.items():
-            for dim, label in enumerate(dims):
-                if isinstance(label, Dim):
-                    if id(label) not in known:
-                        alive = label.alive(masks)
-                        known[id(label)] = None if alive.all() else alive
-                    if (found := known[id(label)]) is not None:
-                        places[name, dim] = found
-        return places
+        every = {id(label): label for dims in self.tensors.values() for label in dims if isinstance(label, Dim)}
+        alive = Kept(kept).of_each([(label.groups, label.channels) for label in every.values()])
+        shorter = {number: mask for number, mask in zip(every, alive, strict=True) if not mask.all()}
+        return {
+            (name, dim): shorter[id(label)]
+            for name, dims in self.tensors.items()
+            for dim, label in enumerate(dims)
+            if id(label) in shorter
+        }
 
     def integers(self, kept: Sequence[Mask | None]) -> dict[str, int]:
         """New values of the integers that modules keep, where they change."""

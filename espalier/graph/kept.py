@@ -26,6 +26,17 @@ class Kept:
         self._is_cut = np.array([*(mask is not None for mask in masks), False])  # the last place: padding, frozen groups
         self._stays = np.concatenate([*(mask for mask in masks if mask is not None), [True]])
 
+    def of_each(self, dims: Sequence[tuple[Array, Array]]) -> list[Mask]:
+        """``of`` for many dimensions: those of equal width are looked up together."""
+        found: dict[int, Mask] = {}
+        for width in {groups.shape[1] for groups, _ in dims}:
+            places = [place for place, (groups, _) in enumerate(dims) if groups.shape[1] == width]
+            groups, channels = (np.concatenate([dims[place][side] for place in places]) for side in (0, 1))
+            ends = np.cumsum([len(dims[place][0]) for place in places]).tolist()
+            alive = self.of(groups, channels)
+            found.update((place, alive[start:end]) for place, start, end in zip(places, [0, *ends], ends, strict=False))
+        return [found[place] for place in range(len(dims))]
+
     def of(self, groups: Array, channels: Array) -> Mask:
         """Which indices of a dimension are left: those of which every (group, channel) is kept; both (n, k), padded by -1."""
         group = np.minimum(groups, self._count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +42,7 @@ class Source:
     part: NDArray[np.bool_] | None = None  # outputs that were picked on the way, by slices; None: all
 
 
-@dataclass(frozen=True, eq=False)
-class Product:
+class Product(NamedTuple):
     """An operation or an output as a product of labelled lengths."""
 
     module: str
@@ -155,10 +154,7 @@ class Labels:
 
     def newest(self, *tensors: Any) -> int:
         """The last call of a layer that any of the tensors may depend on; 0 if there is none."""
-        last = 0
-        for tensor in tensors:
-            last = max(last, self._newest.get(id(tensor), 0))
-        return last
+        return max([self._newest.get(id(tensor), 0) for tensor in tensors], default=0)
 
     def put_newest(self, tensor: Tensor, serial: int) -> None:
         """Remember the last call of a layer that a tensor may depend on."""
@@ -194,36 +190,56 @@ class Labels:
         if one is not other:
             self.axes.unify(one, other, f"{op} ties it to something that cannot be cut ({self.module or 'the model'})")
 
-    def unify_vector(self, rows: Rows, vector: Tensor, op: str) -> None:
-        """A dimension and a bias, a scale or the like are one: most are met here for the first time."""
-        name = self._unmet(vector)
-        if rows is None or name is None or vector.dim() != 1 or len(vector) != len(rows):
-            self.unify(rows, self.of(vector)[-1], op)
-        else:
-            self.parameters[name] = self._dims[id(vector)] = [self._met_at(rows, f"{name}:0", op)]
+    def unify_vectors(self, rows: Rows, vectors: Iterable[Tensor], op: str) -> None:
+        """A dimension and biases, scales or the like are one: most are met here for the first time."""
+        unmet: dict[str, Tensor] = {}
+        for vector in vectors:
+            name = self._unmet(vector)
+            if rows is None or name is None or vector.dim() != 1 or len(vector) != len(rows):
+                self.unify(rows, self.of(vector)[-1], op)
+            else:
+                unmet[name] = vector
+        if rows is not None and unmet:
+            made = self._met_at(rows, [f"{name}:0" for name in unmet], op)
+            for (name, vector), own in zip(unmet.items(), made, strict=True):
+                self.parameters[name] = self._dims[id(vector)] = [own]
 
     def unify_matrix(self, rows: Rows, matrix: Tensor, op: str) -> Rows:
-        """A dimension and the inputs of a (outputs, inputs) matrix are one: most are met here for the first time.
-        Returns the rows of the outputs."""
+        """A dimension and the inputs of a weight (outputs, inputs, kernel) are one. Returns the rows of the outputs."""
         name = self._unmet(matrix)
         if rows is None or name is None or matrix.shape[1] != len(rows):
-            outputs, inputs = self.of(matrix)
+            outputs, inputs, *kernel = self.of(matrix)
+            for places in kernel:
+                self.axes.freeze(places, KERNEL)
             self.unify(rows, inputs, op)
             return outputs
         outputs = self.axes.fresh(len(matrix), f"{name}:0") if len(matrix) > 1 else None
-        self.parameters[name] = self._dims[id(matrix)] = [outputs, self._met_at(rows, f"{name}:1", op)]
+        (inputs,) = self._met_at(rows, [f"{name}:1"], op)
+        self.parameters[name] = self._dims[id(matrix)] = [outputs, inputs, *[None] * (matrix.dim() - 2)]
         return outputs
+
+    def meet_depthwise(self, rows: Rows, weight: Tensor, op: str) -> Rows:
+        """A dimension and a weight (channels, 1, kernel) are one; None, and nothing done, if that was met before."""
+        name = self._unmet(weight)
+        if rows is None or name is None or weight.shape[1] != 1 or len(weight) != len(rows):
+            return None
+        (channels,) = self._met_at(rows, [f"{name}:0"], op)
+        self.parameters[name] = self._dims[id(weight)] = [channels, *[None] * (weight.dim() - 1)]
+        return channels
 
     def _unmet(self, tensor: Tensor) -> str | None:
         """The name of a parameter or buffer that has no rows yet."""
         name = self._names.get(id(tensor))
         return None if name in self.parameters or not tensor.is_floating_point() else name
 
-    def _met_at(self, rows: Array, name: str, op: str) -> Rows:
-        made, done = self.axes.twin(rows, name)
-        if not done:
+    def _met_at(self, rows: Array, names: Sequence[str], op: str) -> list[Array]:
+        """Rows of new blocks that are one with ``rows``."""
+        if self.axes.share(rows, names):
+            return [rows] * len(names)
+        every = [self.axes.fresh(len(rows), name) for name in names]
+        for made in every:
             self.unify(rows, made, op)
-        return made
+        return every
 
     def same(self, one: Rows, other: Rows) -> bool:
         """Whether two dimensions are known to be one."""

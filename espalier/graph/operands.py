@@ -26,6 +26,6 @@ def tensors_among(values: Iterable[Any]) -> list[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
-        elif isinstance(value, tuple | list):
+        elif isinstance(value, tuple | list) and value and not isinstance(value[0], int):  # sizes are many
             found += tensors_among(value)
     return found

@@ -58,6 +58,7 @@ def both_passes(done: Passes) -> Passes:
             )
         model.eval()
     del labels.work[costs[0] :], labels.activations[costs[1] :]  # costs are those of inference
+    labels.events.clear()  # numbers in them know the labels: only the garbage collector could free that circle
     done.notes += labels.faults
     return done
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 from espalier.graph.copying import Copier
+from espalier.graph.shortcuts import META
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -66,7 +67,7 @@ def replica(model: nn.Module, *, meta: bool) -> nn.Module:
 
 
 def _meta(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor.detach(), device="meta")
+    return torch.empty_like(tensor, device=META)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,17 +24,19 @@ def crossed(grid: Array) -> bool:
 
 def merge(factors: Sequence[tuple[Rows, int]]) -> Rows:
     """Rows of the flattened product of dimensions, given as (rows, length)."""
+    carried = [(place, rows) for place, (rows, _) in enumerate(factors) if rows is not None]
+    if not carried:
+        return None
+    if len(factors) == 1:
+        return carried[0][1]
     sizes = [size for _, size in factors]
-    total = math.prod(sizes)
-    columns: list[Array] = []
-    for place, (rows, size) in enumerate(factors):
-        if rows is not None:
-            inner = math.prod(sizes[place + 1 :])
-            grid = np.broadcast_to(rows[None, :, None], (total // (size * inner), size, inner, rows.shape[1]))
-            columns.append(grid.reshape(total, rows.shape[1]))
-    if len(columns) < 2:
-        return columns[0] if columns else None
-    return np.concatenate(columns, axis=1)
+    grid = np.empty((*sizes, sum(rows.shape[1] for _, rows in carried)), dtype=np.int64)
+    column = 0
+    for place, rows in carried:
+        width = rows.shape[1]
+        grid[..., column : column + width] = rows.reshape(-1, *[1] * (len(sizes) - place - 1), width)
+        column += width
+    return grid.reshape(-1, column)
 
 
 def stack(parts: Sequence[tuple[Rows, int]]) -> Rows:
@@ -68,12 +69,15 @@ def tidy(rows: Array) -> Array:
             repeated |= rows[:, earlier] == rows[:, column]
         if repeated.any():
             rows[repeated, column] = -1
-    missing = rows < 0
-    gaps = np.flatnonzero((missing[:, :-1] > missing[:, 1:]).any(1))
-    if len(gaps):
-        rows[gaps] = np.take_along_axis(rows[gaps], np.argsort(missing[gaps], axis=1, kind="stable"), axis=1)
-    used = sum(1 for column in range(width) if (rows[:, column] >= 0).any())
-    return rows[:, : max(1, used)]
+    present = rows >= 0
+    used = int(present.sum(1).max(initial=1))
+    if not np.count_nonzero(present[:, 1:] > present[:, :-1]):  # nothing after a gap
+        return rows[:, :used]
+    place = np.cumsum(present, axis=1) - 1
+    index = np.nonzero(present)
+    made = np.full((len(rows), used), -1)
+    made[index[0], place[index]] = rows[index]
+    return made
 
 
 def _tidy_pairs(rows: Array) -> Array:

@@ -27,7 +27,19 @@ def _like(x: Tensor) -> Tensor:
     """``torch.empty_like``, which takes its time on meta."""
     if x.is_contiguous():
         return _empty(x.shape, x)
+    if _lies_close(x):
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=META)
     return torch.empty_like(x)
+
+
+def _lies_close(x: Tensor) -> bool:
+    """Whether entries fill their memory, each a place of its own: then results are laid out as ``x`` is."""
+    room = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size < 2 or stride != room:  # torch has rules of its own for lengths of 1
+            return False
+        room *= size
+    return True
 
 
 # -- entry by entry ------------------------------------------------------------------------------------------------
@@ -61,6 +73,11 @@ def _spreads(small: Sequence[int], large: Sequence[int]) -> bool:
     return all(one in (1, other) for one, other in zip(reversed(small), reversed(large), strict=False))
 
 
+def contiguous(x: Tensor) -> Tensor:
+    """A copy in one piece."""
+    return _empty(x.shape, x)
+
+
 def _masked_fill(x: Tensor, mask: Tensor, *_: Any) -> Tensor | None:
     return _like(x) if _spreads(mask.shape, x.shape) else None
 
@@ -86,7 +103,7 @@ def _convolution(
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-    if x.dim() < 2 or not _are(channels := x.shape[1], *(value for value in rest[:4] if isinstance(value, Tensor))):
+    if x.dim() < 2 or not _are(channels := x.shape[1], *[value for value in rest[:4] if isinstance(value, Tensor)]):
         return None
     return _like(x), _empty((channels,), x), _empty((channels,), x)
 
@@ -109,7 +126,7 @@ def _group_norm(
 
 def _are(length: int, *vectors: Any) -> bool:
     """Whether vectors, where there are any, have a length."""
-    return all(vector is None or vector.shape[0] == length for vector in vectors)
+    return all([vector is None or vector.shape[0] == length for vector in vectors])
 
 
 # -- matrices, joins -----------------------------------------------------------------------------------------------
@@ -154,10 +171,43 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: Any
     return _empty((*query.shape[:-1], value.shape[-1]), query)
 
 
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor | None:
+    """``torch.nn.functional.conv2d`` and its like."""
+    return _convolution(x, weight, bias, *settings) if _all_meta(x, weight, bias) else None
+
+
+def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``torch.nn.functional.batch_norm`` in evaluation mode, of (x, weight, bias, mean, variance)."""
+    return _batch_norm(x, *rest) if _all_meta(x, *rest[:4]) else None
+
+
+def layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``torch.nn.functional.layer_norm``."""
+    return _layer_norm(x, shape, weight, bias) if _all_meta(x, weight, bias) else None
+
+
+def cat(tensors: Sequence[Tensor], dim: int) -> Tensor | None:
+    """``torch.cat``."""
+    return _cat(tensors, dim) if _all_meta(*tensors) else None
+
+
+def entries(x: Tensor, *others: Any) -> Tensor | None:
+    """What works entry by entry."""
+    return _elementwise(x, *others) if _all_meta(x, *(other for other in others if isinstance(other, Tensor))) else None
+
+
+def activation(x: Tensor, inplace: Any) -> Tensor | None:
+    """``torch.nn.functional.relu`` and its like; what works in place returns what it was given."""
+    return (x if inplace else _like(x)) if _all_meta(x) else None
+
+
 def _all_meta(first: Tensor, *others: Tensor | None) -> bool:
     """Whether all are real numbers of one kind on the meta device."""
-    every = [first, *(tensor for tensor in others if tensor is not None)]
-    return first.is_floating_point() and all(tensor.is_meta and tensor.dtype == first.dtype for tensor in every)
+    dtype = first.dtype
+    for tensor in others:
+        if tensor is not None and (tensor.dtype != dtype or not tensor.is_meta):
+            return False
+    return first.is_meta and first.is_floating_point()
 
 
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
@@ -193,6 +243,7 @@ SHORTCUTS: dict[str, Callable[..., Any]] = {
     **{f"{name}_": _in_place for name in ELEMENTWISE},
 }
 HARMLESS = {"alpha", "approximate"}  # keywords that change values only
+CLONE, IN_ONE_PIECE = torch.ops.aten.clone.default, {"memory_format": torch.contiguous_format}
 ANYWHERE = {int, float, bool, str, type(None), torch.dtype}  # arguments that are on no device
 
 
@@ -209,6 +260,8 @@ def run_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         found = quick(*args)
         if found is not None:
             return found
+    if func is CLONE and kwargs == IN_ONE_PIECE:
+        return _empty(args[0].shape, args[0])
     return func(*args, **{key: _meta(value) for key, value in kwargs.items()})
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from espalier.graph import rules
 from espalier.graph.calls import Modules
-from espalier.graph.composites import COMPOSITES
+from espalier.graph.composites import COMPOSITES, first_of
 from espalier.graph.functions import ARITHMETIC, DROPOUT, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
@@ -42,6 +43,10 @@ class Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, labels = kwargs or {}, self.labels
         name = getattr(func, "__name__", "")
+        if func is functional.scaled_dot_product_attention:
+            attention(labels, *args, **kwargs)
+        if func in COMPOSITES and (out := self._in_one_go(func, name, args, kwargs)) is not None:
+            return out
         if name == "__get__" and func == _shape:  # made anew at each access
             return self._shape(args[0])
         if name == "size" and func == Tensor.size:
@@ -50,10 +55,6 @@ class Functions(TorchFunctionMode):
             return func(*args)  # len() accepts plain integers only
         if func in DROPOUT:
             return self._dropout(func, name, args, kwargs)
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            attention(labels, *args, **kwargs)
-        if func in COMPOSITES and (out := self.operations.composite(func, args, kwargs)) is not None:
-            return out
         labels.events.append((func, (args, kwargs), None))
         if func in REPLACED:
             with self:
@@ -69,6 +70,20 @@ class Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             frames.pop()
+
+    def _in_one_go(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Label a composite. None where it has to be taken apart."""
+        composite, frames = COMPOSITES[func], self.labels.frames
+        given = composite.given(args, kwargs) if self.operations.meta else None
+        out = None if given is None else composite.result(given)
+        if given is None or out is None:
+            return None
+        frames.append(frame_of(name, args, kwargs))
+        self.labels.events.append((func, (args, kwargs), out))
+        operation = _described_by_name(composite.name, in_place=out is given.get("self"))
+        self.operations.label(operation, given, out, list(out) if type(out) is tuple else [out])
+        frames.pop()
+        return first_of(out)
 
     def _dropout(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """One event in both modes: what dropout does in training says nothing of axes."""
@@ -108,6 +123,12 @@ def _described(func: Any) -> _Operation:
     return _Operation(name, rules.find(name, func.tags), not aliased)
 
 
+@functools.cache
+def _described_by_name(name: str, *, in_place: bool) -> _Operation:
+    name = f"{name}_" if in_place else name
+    return _Operation(name, rules.find(name, (torch.Tag.pointwise,)), makes=not in_place)
+
+
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Applies the rule of every operation."""
 
@@ -122,20 +143,11 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.labels.events.append((func, (args, kwargs), out))
             results = [out] if isinstance(out, Tensor) else tensors_among(out) if isinstance(out, tuple | list) else []
             if results:
-                self._label(_described(func), arguments_of(func, args, kwargs), out, results)
+                self.label(_described(func), arguments_of(func, args, kwargs), out, results)
         return out
 
-    def composite(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-        """Label a function in one go. None where it has to be taken apart."""
-        composite = COMPOSITES[func]
-        given = composite.given(args, kwargs)
-        out = composite.result(given) if self.meta else None
-        if out is not None:
-            self.labels.events.append((func, (args, kwargs), out))
-            self._label(_Operation(composite.name, rules.find(composite.name, ()), makes=True), given, out, [out])
-        return out
-
-    def _label(self, operation: _Operation, given: dict[str, Any], out: Any, results: list[Tensor]) -> None:
+    def label(self, operation: _Operation, given: dict[str, Any], out: Any, results: list[Tensor]) -> None:
+        """Apply the rule of one operation."""
         labels, name = self.labels, operation.name
         try:
             if operation.rule is None:
@@ -174,7 +186,7 @@ def integers_traced(modules: Modules, labels: Labels) -> Iterator[None]:
         prefix, attributes = f"{path}." if path else "", module.__dict__
         for name, value in attributes.items():
             kind = type(value)
-            if kind is int or kind in SEQUENCES:
+            if kind in COUNTING:
                 traced = _traced(value, f"{prefix}{name}", labels)
                 if traced is not None:
                     changed.append((attributes, name, value))
@@ -186,15 +198,18 @@ def integers_traced(modules: Modules, labels: Labels) -> Iterator[None]:
             attributes[name] = value
 
 
-SEQUENCES = (tuple, list, torch.Size)
+COUNTING = frozenset({int, tuple, list, torch.Size})
 
 
 def _traced(value: Any, path: str, labels: Labels) -> Any:
     if type(value) is int:
         return Traced(value, Attribute(path), labels)
-    if 0 < len(value) <= 16 and all(type(item) is int for item in value):
-        return type(value)(Traced(item, Attribute(f"{path}[{place}]"), labels) for place, item in enumerate(value))
-    return None
+    if not 0 < len(value) <= 16:
+        return None
+    for item in value:
+        if type(item) is not int:
+            return None
+    return type(value)([Traced(item, Attribute(f"{path}[{place}]"), labels) for place, item in enumerate(value)])
 
 
 @contextlib.contextmanager

@@ -49,22 +49,26 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True) -> Chann
         raise EspalierError(f"trace takes a torch.nn.Module and example inputs, not {type(model).__name__}.")
     model = unwrap(model)
     args, kwargs = as_call(example_inputs)
-    with quiet():
-        done = _label(model, args, kwargs)
-        labels = done.labels
-        for event in labels.attention:
-            if event.source.serial in labels.multiplied:
-                labels.axes.freeze(event.width, f"scales the attention, but the query is used elsewhere too ({event.module})")
-        labels.constraints.settle()
-        modules = list(model.named_modules())
-        buffers = dict(named(modules, "_buffers"))
-        tensors, names = dict(named(modules, "_parameters")) | buffers, frozenset(buffers)
-        graph = assemble(labels, tensors, names)
-        if check and graph.groups:
-            broken = freeze_what_breaks(Trial(model, done.inputs, graph, done.shapes, done.model, meta=done.meta))
-            for group, reason in broken.items():
-                labels.axes.freeze(_rows_of(labels, group), reason)
-            graph = assemble(labels, tensors, names) if broken else graph
+    with quiet():  # all but the graph is gone when it ends: the garbage collector goes through what is left
+        return _traced(model, args, kwargs, check)
+
+
+def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], check: bool) -> ChannelGraph:
+    done = _label(model, args, kwargs)
+    labels = done.labels
+    for event in labels.attention:
+        if event.source.serial in labels.multiplied:
+            labels.axes.freeze(event.width, f"scales the attention, but the query is used elsewhere too ({event.module})")
+    labels.constraints.settle()
+    modules = list(model.named_modules())
+    buffers = dict(named(modules, "_buffers"))
+    tensors, names = dict(named(modules, "_parameters")) | buffers, frozenset(buffers)
+    graph = assemble(labels, tensors, names)
+    if check and graph.groups:
+        broken = freeze_what_breaks(Trial(model, done.inputs, graph, done.shapes, done.model, meta=done.meta))
+        for group, reason in broken.items():
+            labels.axes.freeze(_rows_of(labels, group), reason)
+        graph = assemble(labels, tensors, names) if broken else graph
     graph.notes = done.notes
     return graph
 

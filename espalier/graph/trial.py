@@ -13,7 +13,7 @@ from espalier.attributes import write
 from espalier.graph.composites import CompositesOnMeta
 from espalier.graph.graph import ChannelGraph, Group, Mask, Place
 from espalier.graph.replica import Inputs, named_tensors, replica, tensors_in
-from espalier.graph.shortcuts import OnMeta
+from espalier.graph.shortcuts import META, OnMeta
 
 MOST_TRIALS = 60
 
@@ -125,10 +125,12 @@ def _by_tensor(left: Mapping[Place, Mask]) -> dict[str, dict[int, Mask]]:
 
 def _cut(tensor: Tensor, left: Mapping[int, Mask]) -> Tensor:
     """What is left of a tensor, by dimension."""
-    tensor = tensor.detach()
     if tensor.is_meta:
-        shape = [int(np.count_nonzero(left[dim])) if dim in left else size for dim, size in enumerate(tensor.shape)]
-        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+        shape = list(tensor.shape)
+        for dim, alive in left.items():
+            shape[dim] = int(np.count_nonzero(alive))
+        return torch.empty(shape, dtype=tensor.dtype, device=META)
+    tensor = tensor.detach()
     for dim, alive in left.items():
         tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(alive)).to(tensor.device))
     return tensor

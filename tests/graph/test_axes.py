@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from espalier.graph.axes import FACTORS, Axes
+from espalier.graph.atoms import FACTORS, ROOM
+from espalier.graph.axes import Axes
 from espalier.graph.rows import merge, stack
 from tests.graph.rows import reasons, resolved, same
 
@@ -27,11 +28,24 @@ def test_fresh_rows_are_distinct_atoms_in_blocks_of_their_own(axes):
     assert [axes.blocks[block] for block in axes.block_of(5)] == ["a", "a", "a", "b", "b"]
 
 
+def test_blocks_may_share_the_atoms_of_others_unless_some_have_to_stay(axes):
+    rows = axes.fresh(4, "a")
+    assert axes.share(rows, ["b", "c"])
+    assert axes.shared[id(rows)][1] == [1, 2]
+    assert axes.count == 4
+    outer, inner = axes.split(rows, (2, 2), (True, True), "x")
+    assert axes.share(rows, ["d"])
+    axes.freeze(inner, "stays")
+    assert not axes.share(rows, ["e"])
+    assert axes.share(outer, ["e"])
+    assert not axes.share(stack([(None, 1), (outer, 2)]), ["f"])
+
+
 def test_many_atoms_outgrow_the_first_tables(axes):
-    rows = [axes.fresh(900, str(number)) for number in range(4)]
+    rows = [axes.fresh(ROOM // 2, str(number)) for number in range(4)]
     axes.unify(rows[0], rows[3], "")
     assert same(axes, rows[0], rows[3])
-    assert resolved(axes, rows[1])[0] == [900]
+    assert resolved(axes, rows[1])[0] == [ROOM // 2]
 
 
 def test_union_is_transitive_and_index_by_index(axes):

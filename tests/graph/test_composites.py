@@ -72,6 +72,46 @@ def test_both_ways_find_the_same(mix: Callable[[Tensor, Tensor, Tensor], Tensor]
     assert kept <= copied  # torch copies what does not lie in one piece before it multiplies
 
 
+class Images(nn.Module):
+    """Convolutions, norms and activations in several spellings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.deep, self.wide = nn.Conv2d(8, 8, 3, padding="same", groups=8), nn.Conv2d(8, 6, (1, 3), padding=(0, 1), groups=2)
+        self.layer, self.last = nn.LayerNorm(14), nn.Conv2d(14, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.stem(x)), inplace=True)
+        x = torch.cat([functional.silu(self.deep(x)) + x, functional.relu6(self.wide(x))], 1)
+        x = self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.last(torch.cat((functional.gelu(x), x * x), dim=-1))
+
+
+def test_both_ways_find_the_same_in_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = described(Images(), torch.zeros(2, 3, 9, 9))
+    monkeypatch.setattr(tracer, "COMPOSITES", {})
+    assert described(Images(), torch.zeros(2, 3, 9, 9)) == whole
+    assert whole[0]
+
+
+class Normalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("variance", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(functional.batch_norm(self.first(x), self.mean, self.variance, training=self.training))
+
+
+def test_in_training_mode_batch_norm_refuses_single_values() -> None:
+    graph = es.trace(Normalised(), torch.zeros(1, 3, 3, 3))
+    assert [(group.name, group.size) for group in graph.groups] == [("first", 4)]
+    assert "Expected more than 1 value per channel" in graph.notes[0]
+
+
 class Vectorised(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -54,6 +54,10 @@ CALLS = {
     "masked_fill": (aten.masked_fill.Scalar, empty(2, 3), empty(3, dtype=torch.bool), 0.0),
     "add": (aten.add.Tensor, empty(3, 1), empty(2, 3, 4)),
     "mul of channels last": (aten.mul.Tensor, LAST, 2.0),
+    "mul of turned dimensions": (aten.mul.Tensor, empty(2, 3, 4).permute(2, 0, 1), 2.0),
+    "mul of a part": (aten.mul.Tensor, empty(2, 3, 4)[:, :2].permute(2, 0, 1), 2.0),
+    "mul with a length of 1": (aten.mul.Tensor, empty(2, 1, 4).permute(2, 0, 1), 2.0),
+    "mul of repeated entries": (aten.mul.Tensor, empty(2, 1).expand(2, 3), 2.0),
     "relu in place": (aten.relu_.default, LAST),
     "integers": (aten.mul.Tensor, empty(2, dtype=torch.int64), 0.5),
     "two dtypes": (aten.add.Tensor, empty(2), empty(2, dtype=torch.float64)),
@@ -70,6 +74,13 @@ def test_a_shortcut_says_what_the_operation_says(kind: str):
     for one, other in zip(*((x,) if isinstance(x, Tensor) else x for x in (mine, theirs)), strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
         assert one.stride() == other.stride() or not one.numel()
+
+
+def test_a_copy_lies_in_one_piece():
+    turned = empty(2, 3, 4).permute(2, 0, 1)
+    made = run_on_meta(aten.clone.default, [turned], {"memory_format": torch.contiguous_format})
+    assert made.shape == turned.shape
+    assert made.is_contiguous()
 
 
 MISFITS = {

@@ -18,18 +18,15 @@ from espalier.graph.rules.registry import Arguments, rule
 def convolution(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     """Input (B, I, ...), weight (O, I / groups, ...), transposed (I, O / groups, ...); groups are an axis of their own."""
     x, weight, bias, groups = given["input"], given["weight"], given["bias"], given["groups"]
-    kernel = labels.of(weight)
-    for rows in kernel[2:]:
-        labels.axes.freeze(rows, KERNEL)
     spatial = [_untouched(labels, given, x, dim) for dim in range(2, x.dim())]
-    source, (many, few) = labels.of(x)[1], kernel[:2]
-    if groups == 1:
-        inputs, outputs = (many, few) if given["transposed"] else (few, many)
-        labels.unify(source, inputs, op)
+    source = labels.of(x)[1]
+    if groups == 1 and not given["transposed"]:
+        outputs = labels.unify_matrix(source, weight, op)
     else:
-        outputs = _grouped(labels, op, source, many, few, (x.shape[1], weight.shape[0]), given, out.shape[1])
+        outputs = _grouped(labels, op, source, given, out.shape[1])
+    kernel = labels.of(weight)
     if bias is not None:
-        labels.unify_vector(outputs, bias, op)
+        labels.unify_vectors(outputs, [bias], op)
     batch = labels.of(x)[0]
     labels.put(out, [batch, outputs, *spatial])
     pixels = zip(spatial, (x if given["transposed"] else out).shape[2:], strict=True)
@@ -49,14 +46,22 @@ def _untouched(labels: Labels, given: Arguments, x: Tensor, dim: int) -> Rows:
     return None
 
 
-def _grouped(
-    labels: Labels, op: str, source: Rows, many: Rows, few: Rows, sizes: tuple[int, int], given: Arguments, width: int
-) -> Rows:
+def _grouped(labels: Labels, op: str, source: Rows, given: Arguments, width: int) -> Rows:
     """Channels are (group, channel in group); the weight lists those of all groups on one side, of one on the other."""
-    groups = given["groups"]
+    groups, weight = given["groups"], given["weight"]
     frame = labels.frame
     number = frame.sizes[0] if frame is not None and frame.name.startswith("conv") and frame.sizes else groups
     free = (may_change(number), True)
+    if not given["transposed"] and (depthwise := labels.meet_depthwise(source, weight, op)) is not None:
+        labels.demand(number, source, groups)
+        return depthwise
+    sizes = given["input"].shape[1], len(weight)
+    many, few, *kernel = labels.of(weight)
+    for rows in kernel:
+        labels.axes.freeze(rows, KERNEL)
+    if given["transposed"] and groups == 1:
+        labels.unify(source, many, op)
+        return few
     if given["transposed"]:
         outer, inner = labels.split(many, (groups, sizes[1] // groups), free)
         mine, inside = labels.split(source, (groups, sizes[0] // groups), free)
@@ -85,9 +90,8 @@ def batch_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
     for dim, rows in enumerate(labels.of(x)):
         if dim != 1:
             labels.note_inexact(rows, op)
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        if isinstance(given.get(name), Tensor):
-            labels.unify_vector(channels, given[name], op)
+    vectors = [given.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    labels.unify_vectors(channels, [vector for vector in vectors if isinstance(vector, Tensor)], op)
     for result in out if isinstance(out, tuple | list) else (out,):
         if result.shape == x.shape:
             labels.put(result, labels.of(x))
@@ -102,12 +106,12 @@ def layer_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
     count = len(given["normalized_shape"])
     dims = labels.of(x)
     for place in range(1, count + 1):
-        for tensor in (weight, bias):
-            if tensor is not None:
-                if count == 1:
-                    labels.unify_vector(dims[-1], tensor, op)
-                else:
-                    labels.unify(dims[-place], labels.of(tensor)[-place], op)
+        learned = [tensor for tensor in (weight, bias) if tensor is not None]
+        if count == 1:
+            labels.unify_vectors(dims[-1], learned, op)
+        else:
+            for tensor in learned:
+                labels.unify(dims[-place], labels.of(tensor)[-place], op)
         labels.note_inexact(dims[-place], op)
     frame = labels.frame
     if frame is not None and frame.name in ("layer_norm", "rms_norm") and len(frame.sizes) == count:
@@ -128,9 +132,7 @@ def group_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
     x = given["input"]
     groups = given.get("group", given.get("num_groups"))
     channels = labels.of(x)[1]
-    for name in ("weight", "bias"):
-        if given[name] is not None:
-            labels.unify_vector(channels, given[name], op)
+    labels.unify_vectors(channels, [given[name] for name in ("weight", "bias") if given[name] is not None], op)
     frame = labels.frame
     number = frame.sizes[0] if frame is not None and frame.name == "group_norm" and frame.sizes else groups
     outer, inner = labels.split(channels, (groups, x.shape[1] // groups), (may_change(number), True))

@@ -44,7 +44,7 @@ def linear(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     labels.put(out, [*others, columns])
     labels.note_work(op, *zip(others, out.shape, strict=False), (columns, out.shape[-1]), (inner, x.shape[-1]))
     if bias is not None and len(bias) > 1:
-        labels.unify_vector(columns, bias, op)
+        labels.unify_vectors(columns, [bias], op)
     labels.put_source(out, layer(labels, weight, bias, columns))
 
 
