@@ -16,17 +16,17 @@ from espalier.records.reaching import Reached
 from espalier.records.settings import is_dense, matches, resolve_keys, words_of
 from espalier.report.sheets import Sheet
 
-LAST = "of the last epoch"
 TITLES = {
-    "test_acc": f"Test accuracy {LAST} (%)",
-    "val_acc": f"Validation accuracy {LAST} (%)",
-    "test_loss": f"Test loss {LAST}",
-    "sparsity": "Zeros among the selected weights (%)",
-    "sparsity_all": "Zeros among all weights (%)",
+    "test_acc": "Test accuracy{when} (%)",
+    "val_acc": "Validation accuracy{when} (%)",
+    "test_loss": "Test loss{when}",
+    "sparsity": "Zeros among the selected weights{when} (%)",
+    "sparsity_all": "Zeros among all weights{when} (%)",
     "keep_macs": "MACs left (%)",
     "keep_params": "Parameters left (%)",
-    "seconds": "Time of the training",
+    "seconds": "Time of the training{when}",
 }
+_OF_THE_LAST = ("test_acc", "val_acc", "test_loss")  # what the title says so of
 _PLAIN = ("test_loss", "seconds")  # the others are shares
 
 
@@ -64,10 +64,12 @@ def value_sheet(pivot: Pivot, there: Published, *, epoch: int | None = None) -> 
     if there.homeless:
         note += f" {there.homeless} of the paper's numbers belong to runs that are not in this table."
     rows = [[_cell_words(pivot, row, col, there) for col in pivot.col_places] for row in pivot.row_places]
-    title = TITLES[pivot.value]
-    if epoch is not None:
-        title = title.replace(f" {LAST}", "").removesuffix(" (%)") + f" after epoch {epoch}" + " (%)" * title.endswith(" (%)")
-    return _sheet(pivot, title, rows, note, bold=True)
+    return _sheet(pivot, _title(pivot, epoch), rows, note, bold=True)
+
+
+def _title(pivot: Pivot, epoch: int | None) -> str:
+    last = " of the last epoch" if pivot.value in _OF_THE_LAST else ""
+    return TITLES[pivot.value].format(when=last if epoch is None else f" after epoch {epoch}")
 
 
 def paired_sheet(pivot: Pivot, found: Mapping[tuple[Place, Place], Paired], baseline: str) -> Sheet:
@@ -149,7 +151,7 @@ def _sheet(pivot: Pivot, title: str, rows: Sequence[Sequence[str]], note: str, *
     heads = [_heads(pivot, row) for row in pivot.row_places]
     lines = tuple((*head, *cells) for head, cells in zip(heads, rows, strict=True))
     names = tuple(key.rpartition(".")[2] for key in pivot.rows) or ("",)
-    header = (*names, *(col or TITLES[pivot.value] for col in cols))
+    header = (*names, *(col or title for col in cols))
     return Sheet(title, header, lines, note, len(names), frozenset(_best(pivot, len(names)) if bold else ()))
 
 

@@ -338,6 +338,7 @@ def test_an_earlier_epoch_of_runs_finished_or_not(tmp_path: Path, capfd: pytest.
     assert f"{mean:.2f}" in said
     assert "agp" not in said
     assert "Zeros among the selected weights after epoch 4 (%)" in lines(capfd, root, "--at-epoch", "4", "--value", "sparsity")
+    assert "of the last epoch" not in lines(capfd, root, "--at-epoch", "4", "--rows", "method,sparsity", "--baseline", "ocp")
     page = tmp_path / "table.html"
     lines(capfd, root, "--at-epoch", "4", "--out", page)
     assert "after epoch 4" in page.read_text()
