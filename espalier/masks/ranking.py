@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,13 +35,15 @@ def _keep_best_unread(scores: Tensor, drop: int) -> Tensor:
 def _keep_best_on_cpu(scores: Tensor, drop: int) -> Tensor:
     """Weights that are zero already share the lowest score and need no ranking: only the others are searched.
 
-    That also keeps clear of numpy's partition, which is the fastest selection on distinct scores and 20 times slower where
-    most of them are equal.
+    numpy's partition does that in a tenth of the time of ``kthvalue``, and in proportion to the number of scores. It is slow
+    where most scores are equal, which is why those of the zeros stay out of it.
     """
+    if scores.dtype not in (torch.float32, torch.float64):  # numpy knows no bfloat16
+        scores = scores.float()
     lowest = scores.min()
     others = scores[scores > lowest]
     ranked = drop - (scores.numel() - others.numel())
-    threshold = others.kthvalue(ranked).values if ranked > 0 else lowest
+    threshold = torch.from_numpy(np.partition(others.numpy(), ranked - 1)[ranked - 1 : ranked]) if ranked > 0 else lowest
     keep = scores > threshold
     missing = scores.numel() - drop - int(torch.count_nonzero(keep))
     if missing:

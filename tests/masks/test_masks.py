@@ -166,3 +166,11 @@ def test_kernel_shapes_never_multiply_what_is_barred():
     kept = es.patterns.KernelShape().reduce(scores.masked_fill(barred, -torch.inf)).view(-1, 9)
     costs = barred.view(-1, 9).float() @ shapes.T * 100 - scores.masked_fill(barred, 0.0).view(-1, 9) @ shapes.T
     assert torch.equal(kept, shapes[costs.argmin(1)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_scores_of_any_floating_type_are_ranked(dtype):
+    scores = torch.arange(1, 101).to(dtype)[torch.randperm(100)]
+    keep = keep_best(scores, 40)
+    assert keep.sum() == 60
+    assert scores[keep].min() > scores[~keep].max()
