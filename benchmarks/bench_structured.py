@@ -4,9 +4,10 @@
 2. ``shrink``: steps of ResNet-56, batch 128, bf16, channels-last, interleaved in one process: dense twice (A/A), OCSP with
    shrinkage in force, EPI with Taylor scores (gradients observed at every step).
 3. ``after``: steps of networks cut to half of the MACs at initialisation (random channels) with the default rounding, with
-   round_to=1, and built natively with the same widths, beside dense ones.
+   round_to=1, and built natively with the same widths, beside dense ones. ``--models`` names them; ``--fp32`` for processors
+   without bf16.
 
-Usage: python benchmarks/bench_structured.py [--quick] [--only check,shrink,after]
+Usage: python benchmarks/bench_structured.py [--quick] [--only check,shrink,after] [--models NAMES] [--fp32] [--out NAME]
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from espalier.tasks.classification.models import build_model
 
 BATCH = 128
 SIZES = {"resnet50": 224}
+VITS = {"vit-small": {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 4}}  # of the recipe
 
 
 def make(name: str, *, classes: int = 10) -> tuple[nn.Module, torch.optim.Optimizer, torch.Tensor]:
     torch.manual_seed(0)
     size = SIZES.get(name, 32)
-    if size == 32:
+    if name in VITS:
+        model = build_model("timm:vit_tiny_patch16_224", num_classes=classes, **VITS[name])
+    elif size == 32:
         model = build_model(name, num_classes=classes)
     else:
         from espalier.tasks.vision import torchvision
@@ -93,12 +97,12 @@ def shrink(name: str, rounds: int) -> dict[str, Any]:
     return rows
 
 
-def after(name: str, rounds: int) -> dict[str, Any]:
+def after(name: str, rounds: int, *, bf16: bool) -> dict[str, Any]:
     """Steps before and after the cut."""
     variants: dict[str, Callable[[], None]] = {}
     widths: dict[str, Any] = {}
     dense, optimizer, x = make(name)
-    variants["dense"] = step_of(dense, optimizer, BATCH, bf16=True)
+    variants["dense"] = step_of(dense, optimizer, BATCH, bf16=bf16)
     for label, round_to in (("cut", None), ("cut to odd widths", 1)):
         model, optimizer, x = make(name)
         with warnings.catch_warnings():
@@ -109,13 +113,13 @@ def after(name: str, rounds: int) -> dict[str, Any]:
         assert shrinkage is not None
         widths[label] = {"keep_macs": shrinkage.keep_macs, "widths": {k: v[1] for k, v in shrinkage.widths.items()}}
         pruner.detach()
-        variants[label] = step_of(model, optimizer, BATCH, bf16=True)
+        variants[label] = step_of(model, optimizer, BATCH, bf16=bf16)
         if label == "cut":
             native = copy.deepcopy(model)
             for parameter in native.parameters():  # fresh storage in plain order, as a constructor gives it
                 parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
             sgd = torch.optim.SGD(native.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-            variants["native"] = step_of(native, sgd, BATCH, bf16=True)
+            variants["native"] = step_of(native, sgd, BATCH, bf16=bf16)
     return {"steps": compare(interleaved(variants, rounds), "dense"), "networks": widths}
 
 
@@ -123,6 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="check,shrink,after")
+    parser.add_argument("--models", default="resnet20,resnet56", help="of the third part")
+    parser.add_argument("--fp32", action="store_true", help="steps of the third part without autocast")
+    parser.add_argument("--out", default="structured", help="name of the file in results/")
     options = parser.parse_args()
     wanted, rounds = options.only.split(","), 3 if options.quick else 15
     found: dict[str, Any] = {}
@@ -132,9 +139,10 @@ def main() -> None:
     if "shrink" in wanted:
         found["shrink"] = {"resnet56": shrink("resnet56", rounds)}
     if "after" in wanted:
-        found["after"] = {name: after(name, rounds) for name in ("resnet20", "resnet56")}
+        names = options.models.split(",")
+        found["after"] = {name: after(name, rounds, bf16=not options.fp32) for name in names}
     found["seconds"] = time.time() - start
-    write("structured", found)
+    write(options.out, found)
 
 
 if __name__ == "__main__":
