@@ -23,7 +23,7 @@ from espalier.graph.composites import COMPOSITES, first_of
 from espalier.graph.functions import ARITHMETIC, DROPOUT, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import Labels, Product
-from espalier.graph.modes import TorchDispatchMode, without_functions
+from espalier.graph.modes import TorchDispatchMode, without_functions, without_operations
 from espalier.graph.operands import arguments_of, tensors_among
 from espalier.graph.shortcuts import run_on_meta
 
@@ -86,11 +86,16 @@ class Functions(TorchFunctionMode):
         return first_of(out)
 
     def _dropout(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """One event in both modes: what dropout does in training says nothing of axes."""
-        events = self.labels.events
-        start = len(events)
-        out = self._called(func, name, args, kwargs)
-        events[start:] = [(func, (*args[:1], kwargs.get("input")), out)]
+        """One event in both modes: what dropout does in training, its noise above all, says nothing of axes."""
+        x = args[0] if args else kwargs.get("input")
+        guard = without_operations()
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            del guard
+        self.labels.events.append((func, (x,), out))
+        if out is not x:
+            self.operations.label(_described_by_name("dropout", in_place=False), {"input": x}, out, [out])
         return out
 
     def _shape(self, tensor: Tensor) -> torch.Size:

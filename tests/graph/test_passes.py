@@ -418,3 +418,19 @@ def test_code_that_asks_for_names_or_is_not_run_may_be_watched():
     Naming.forward = Turning.forward
     Naming.turns = Turning.turns
     assert asks_for_classes([("", Naming())])  # methods may be replaced at any time
+
+
+class Dropping(nn.Module):
+    """Whole channels are dropped, by a module that asks for the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Conv2d(3, 8, 3), nn.Dropout2d(0.2), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.first(x))
+        return self.last(x * 2 if self.training else x)
+
+
+def test_the_noise_of_dropout_keeps_no_channels():
+    assert sizes(es.trace(Dropping(), torch.zeros(1, 3, 8, 8))) == [8]
