@@ -80,7 +80,7 @@ class Labels:
         self._sources: dict[int, Source] = {}
         self._newest: dict[int, int] = {}
         self.multiplied: set[int] = set()  # serials of layers whose results enter matrix products other than attention's
-        self._serial = 0
+        self.serial = 0  # of the last call of a layer
         self._turned: dict[int, str] = {}
         self._held: list[Any] = []  # ids stay unique while their tensors live
 
@@ -139,8 +139,10 @@ class Labels:
         return self._sources.get(id(tensor))
 
     def put_source(self, tensor: Any, source: Source | None) -> None:
-        """Remember the layer whose output a tensor is."""
-        if source is not None and isinstance(tensor, Tensor):
+        """Remember the layer whose output a tensor is; None: of none any more, if it was changed in place."""
+        if source is None:
+            self._sources.pop(id(tensor), None)
+        elif isinstance(tensor, Tensor):
             self._sources[id(tensor)] = source
             self._newest[id(tensor)] = max(source.serial, self._newest.get(id(tensor), 0))
             self._held.append(tensor)
@@ -149,8 +151,8 @@ class Labels:
         """A layer that has just computed something, if its tensors are parameters."""
         if None in names:
             return None
-        self._serial += 1
-        return Source(self._serial, tuple(name for name in names if name is not None), tuple(dims))
+        self.serial += 1
+        return Source(self.serial, tuple(name for name in names if name is not None), tuple(dims))
 
     def newest(self, *tensors: Any) -> int:
         """The last call of a layer that any of the tensors may depend on; 0 if there is none."""
@@ -254,7 +256,7 @@ class Labels:
     def demand(self, number: int, rows: Rows, size: int) -> None:
         """The code says how long a dimension is."""
         if rows is not None or may_change(number):
-            self.constraints.demand(origin_of(number), rows, size, self.module or "the model")
+            self.constraints.demand(origin_of(number), rows, plain(size), self.module or "the model")
 
     def split(self, rows: Rows, sizes: tuple[int, int], free: tuple[bool, bool]) -> tuple[Rows, Rows]:
         """Rows of the two factors of a dimension."""

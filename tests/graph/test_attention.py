@@ -37,3 +37,24 @@ def test_every_spelling_is_cut_right(spelling: str, tmp_path: Path):
     make, expected = SPELLINGS[spelling]
     graph = check_groups(lambda: Block(make()), torch.randn(2, TOKENS, 5), tmp_path)
     assert sizes(graph) == sorted(expected)
+
+
+class Shifted(nn.Module):
+    """Something is added to the query, in place: scaling what computed it no longer scales it all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.shift, self.key, self.value = (nn.Linear(WIDTH, EACH) for _ in range(4))
+        self.proj = nn.Linear(EACH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query = self.query(x)
+        query += self.shift(x)
+        return self.proj(nn.functional.scaled_dot_product_attention(query, self.key(x), self.value(x)))
+
+
+def test_a_query_that_is_changed_in_place_cannot_be_rescaled(tmp_path: Path):
+    graph = check_groups(lambda: Block(Shifted()), torch.randn(2, TOKENS, 5), tmp_path)
+    assert not graph.rescales
+    reason = next(group.reason for group in graph.frozen if group.size == EACH)
+    assert "cannot be rescaled" in reason
