@@ -187,17 +187,21 @@ class Atoms:
 
     def _bind_to(self, atoms: Array, rows: Array) -> None:
         """Roots become the products of the atoms in their rows."""
-        start, end = self._bound, self._bound + len(atoms)
+        self._place[atoms] = np.arange(self._bound, self._bound + len(atoms))
+        self._note_products(rows)
+        self._changed()
+        self._state[atoms] |= BOUND
+
+    def _note_products(self, rows: Array) -> None:
+        """Take down what further atoms are bound to."""
+        start, end = self._bound, self._bound + len(rows)
         room, width = self._parts.shape
         if end > room or rows.shape[1] > width:
             wider = np.full((max(room, 2 * end), max(width, rows.shape[1])), -1)
             wider[:start, :width] = self._parts[:start]
             self._parts = wider
         self._parts[start:end, : rows.shape[1]] = rows
-        self._place[atoms] = np.arange(start, end)
         self._bound = end
-        self._changed()
-        self._state[atoms] |= BOUND
 
 
 def _with_padding(table: Array) -> Array:

@@ -15,16 +15,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from espalier.graph.atoms import BOUND, FACTORS, FIXED, STUCK, Atoms
+from espalier.graph.again import AtomsAgain
+from espalier.graph.atoms import BOUND, FACTORS, FIXED, STUCK
 from espalier.graph.rows import Array, Rows, crossed, equal, merge, tidy
 
 
-class Axes(Atoms):
+class Axes(AtomsAgain):
     """The atoms of one trace. Blocks are dimensions of parameters and factors of views."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._frozen: list[tuple[Array, str]] = []
+        self.freezes: list[tuple[Array, str]] = []  # rows that stay, with the reason
 
     # -- joining -----------------------------------------------------------------------------------------------
 
@@ -122,9 +123,9 @@ class Axes(Atoms):
     def freeze(self, rows: Rows, reason: str) -> None:
         """No index in ``rows`` may ever be removed."""
         if rows is not None and rows.size:
-            if self._frozen and self._frozen[-1][0] is rows and self._frozen[-1][1] == reason:  # one index after the other
+            if self.freezes and self.freezes[-1][0] is rows and self.freezes[-1][1] == reason:  # one index after the other
                 return
-            self._frozen.append((rows, reason))
+            self.freezes.append((rows, reason))
             atoms = self.resolve(rows)
             self._state[atoms[atoms >= 0]] |= STUCK
             self._free.clear()
@@ -132,19 +133,19 @@ class Axes(Atoms):
     def frozen(self) -> dict[int, str]:
         """Free atoms that are frozen, with the first reason."""
         number = self.frozen_by()
-        return {atom: self._frozen[number[atom]][1] for atom in np.flatnonzero(number >= 0).tolist()}
+        return {atom: self.freezes[number[atom]][1] for atom in np.flatnonzero(number >= 0).tolist()}
 
     def frozen_by(self) -> Array:
         """For each atom, the number of the first freeze that hit it as a free atom; -1 for none."""
         table, number = self.table(), np.full(self.count + 1, -1)
-        for event in range(len(self._frozen) - 1, -1, -1):
-            rows = self._frozen[event][0]
+        for event in range(len(self.freezes) - 1, -1, -1):
+            rows = self.freezes[event][0]
             number[table[rows[rows >= 0]]] = event
         return number[:-1]
 
     def reasons(self) -> list[str]:
         """Of all freezes, in order."""
-        return [reason for _, reason in self._frozen]
+        return [reason for _, reason in self.freezes]
 
     def _removable(self, rows: Array) -> Array:
         """Resolved rows without the atoms that stay anyway: frozen ones, and those that only tell indices apart."""

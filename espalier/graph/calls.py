@@ -11,12 +11,15 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from espalier.graph.labels import Event, Labels
+
+if TYPE_CHECKING:
+    from espalier.graph.twins import Twins
 
 Modules = Sequence[tuple[str, nn.Module]]  # those of a model, with their paths
 
@@ -43,6 +46,7 @@ class Calls:
     labels: Labels
     plain: set[str]  # modules whose forward is that of torch.nn
     asking: list[Call] = field(default_factory=list)
+    twins: Twins | None = None  # where like blocks are labelled once
     _running: list[Call] = field(default_factory=list)
 
     @classmethod
@@ -159,9 +163,15 @@ def _watched(kind: Any, calls: Calls, paths: Mapping[int, str]) -> Any:
         module.__dict__["training"] = value
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        path = paths.get(id(module))
+        path, twins = paths.get(id(module)), calls.twins
         if path is None:  # made while the model runs
             return kind.__call__(module, *args, **kwargs)
+        if twins is not None and path in twins.paths:
+            asked = Call(path, module, args, kwargs, len(calls.asking), 0)
+            return twins.run(asked, lambda: followed(module, path, args, kwargs))
+        return followed(module, path, args, kwargs)
+
+    def followed(module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         calls.enter(path, module, args, kwargs)
         try:
             out = kind.__call__(module, *args, **kwargs)

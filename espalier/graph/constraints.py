@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,11 @@ class Constraints:
         self._demands: list[Demand] = []
         self.real: list[Origin] = []
         self._equal: list[tuple[Origin, Length, str]] = []
+
+    @property
+    def lists(self) -> list[list[Any]]:
+        """All that is noted but for the attributes."""
+        return [self._demands, self.real, self._equal]
 
     def demand(self, origin: Origin, rows: Rows, size: int, where: str) -> None:
         """Note that a dimension has the length that ``origin`` says."""

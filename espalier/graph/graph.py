@@ -249,9 +249,10 @@ class ChannelGraph:
 
     def integers(self, kept: Sequence[Mask | None]) -> dict[str, int]:
         """New values of the integers that modules keep, where they change."""
-        masks = Kept(kept)
-        found = {path: int(dim.alive(masks).sum()) for path, dim in self.attributes.items()}
-        return {path: value for path, value in found.items() if value != len(self.attributes[path])}
+        every = {id(dim): dim for dim in self.attributes.values()}
+        alive = Kept(kept).of_each([(dim.groups, dim.channels) for dim in every.values()])
+        left = {number: int(np.count_nonzero(mask)) for number, mask in zip(every, alive, strict=True)}
+        return {path: left[id(dim)] for path, dim in self.attributes.items() if left[id(dim)] != len(dim)}
 
     def narrow(self, kept: Sequence[Mask | None]) -> None:
         """Bring the graph up to date after a cut."""

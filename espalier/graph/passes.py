@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections import OrderedDict
-from collections.abc import Iterable
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 
 from espalier.graph.calls import Call, Calls, Modules, can_be_watched, modules_followed, set_mode, training_watched
 from espalier.graph.classes import asks_for_classes
+from espalier.graph.held import Held
 from espalier.graph.integers import plain
 from espalier.graph.labels import Event, Labels, Source
 from espalier.graph.repeats import description, same_events
 from espalier.graph.replica import Inputs, named_tensors, tensors_in
 from espalier.graph.tracer import labelled
+from espalier.graph.twins import Twins
 
 
 @dataclass
@@ -41,10 +42,12 @@ def both_passes(done: Passes) -> Passes:
     calls = Calls.of(modules, labels)
     watch = done.meta and can_be_watched(modules) and not asks_for_classes(modules)
     labels.adopt(named_tensors(done.model, modules))
+    calls.twins = Twins(calls, modules, functools.partial(_same_here, calls)) if watch else None
     with labelled(modules, labels, meta=done.meta):
         before = Held(module for _, module in modules)
         with (training_watched if watch else modules_followed)(modules, calls):
             out = model(*done.inputs[0], **done.inputs[1])
+        calls.twins = None  # they know the calls
         watch = watch and before.is_same()  # what a model keeps may change its next run
         done.shapes = _frozen(labels, out)
         costs = len(labels.work), len(labels.activations)
@@ -111,6 +114,29 @@ def _all_same_in_training(model: nn.Module, modules: Modules, calls: Calls) -> b
         set_mode(model, modules, training=False)
 
 
+def _same_here(calls: Calls, asking: Sequence[Call]) -> bool:
+    """Repeat calls in training mode while the pass in evaluation mode is under way."""
+    labels, twins, kept = calls.labels, calls.twins, list(calls.asking)
+    costs = len(labels.work), len(labels.activations)
+    calls.twins = None
+    try:
+        return all(_switched(labels, call) for call in asking)
+    finally:
+        calls.asking[:], calls.twins = kept, twins
+        del labels.work[costs[0] :], labels.activations[costs[1] :]
+
+
+def _switched(labels: Labels, call: Call) -> bool:
+    inside = list(call.module.modules())
+    try:
+        for module in inside:
+            module.__dict__["training"] = True
+        return _same_in_training(labels, call) is not None
+    finally:
+        for module in inside:
+            module.__dict__["training"] = False
+
+
 def _same_in_training(labels: Labels, call: Call) -> list[Event] | None:
     """Repeat a call in training mode. What it did if the rest of the model cannot tell its results apart: same shapes, same
     axes, nothing kept. None otherwise: all has to be run in training mode."""
@@ -121,40 +147,6 @@ def _same_in_training(labels: Labels, call: Call) -> list[Event] | None:
         return None
     events = labels.events[start:]
     return events if before.is_same() and _alike(labels, call.out, out) else None
-
-
-class Held:
-    """What modules hold at one time: their attributes, and what is in those that are dictionaries or lists."""
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._held: list[tuple[Any, list[Any]]] = []
-        self._empty: list[Any] = []  # most are
-        for module in modules:
-            values = list(module.__dict__.values())
-            self._held.append((module.__dict__, values))
-            for value in values:
-                if type(value) in CONTAINERS:
-                    if value:
-                        self._held.append((value, _inside(value)))
-                    else:
-                        self._empty.append(value)
-
-    def is_same(self) -> bool:
-        """Whether they still hold the same objects."""
-        if any(self._empty):
-            return False
-        for container, values in self._held:
-            now = _inside(container)
-            if len(now) != len(values) or not all(map(operator.is_, now, values)):
-                return False
-        return True
-
-
-CONTAINERS = frozenset({dict, OrderedDict, list})
-
-
-def _inside(container: Any) -> list[Any]:
-    return list(container if type(container) is list else container.values())
 
 
 def _alike(labels: Labels, one: Any, other: Any) -> bool:

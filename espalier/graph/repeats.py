@@ -33,16 +33,23 @@ class Unusual(Exception):
 
 def description(call: Call) -> Any:
     """What decides what a call does, as a value to compare; None if that cannot be told."""
+    found = described([call.args, call.kwargs, call.module])
+    return None if found is None else (found[0], tuple(event[0] for event in call.events))
+
+
+def described(parts: Sequence[Any]) -> tuple[Any, list[Tensor]] | None:
+    """What decides what code does with these, as a value to compare, and the tensors in them in the order of the description.
+    None if that cannot be told."""
+    seen: dict[int, int] = {}  # objects that outlive the description, by id: their numbers
+    tensors: list[Tensor] = []
     try:
-        seen: dict[int, int] = {}  # objects that outlive the description, by id: their numbers
         with without_functions():  # plain sizes: traced ones take note of every comparison
-            given = tuple([_described(part, seen) for part in (call.args, call.kwargs, call.module)])
-        return given, tuple(event[0] for event in call.events)
+            return tuple([_described(part, seen, tensors) for part in parts]), tensors
     except Unusual:
         return None
 
 
-def _described(value: Any, seen: dict[int, int]) -> Any:
+def _described(value: Any, seen: dict[int, int], tensors: list[Tensor]) -> Any:
     """What was seen before is described by its number alone: code may ask whether two of its objects are one."""
     value = plain(value)
     kind = type(value)
@@ -58,14 +65,20 @@ def _described(value: Any, seen: dict[int, int]) -> Any:
     if isinstance(value, Tensor):
         if not value.is_meta:
             raise Unusual
+        tensors.append(value)
         return kind, value.shape, value.stride(), value.dtype, value.requires_grad
     if kind in (dict, OrderedDict):
-        return kind, tuple([(key, _described(item, seen)) for key, item in value.items()])
+        return kind, tuple([(key, _described(item, seen, tensors)) for key, item in value.items()])
     if kind in (tuple, list, torch.Size):
-        return kind, tuple([_described(item, seen) for item in value])
+        return kind, tuple([_described(item, seen, tensors) for item in value])
     if isinstance(value, nn.Module):
-        attributes = [(name, item) for name, item in value.__dict__.items() if name != "training"]
-        return kind, tuple([(name, _described(item, seen)) for name, item in attributes])
+        held = value.__dict__
+        kinds = tuple(map(type, held.values()))
+        plain_ones = [item for item, what in zip(held.values(), kinds, strict=True) if what in VALUES]
+        others = [
+            item for item, what in zip(held.values(), kinds, strict=True) if what not in VALUES and (what not in EMPTY or item)
+        ]
+        return kind, tuple(held), kinds, tuple(plain_ones), tuple([_described(item, seen, tensors) for item in others])
     raise Unusual
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 from espalier.graph.copying import Copier
-from espalier.graph.shortcuts import META
+from espalier.graph.shortcuts import META, like
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -67,7 +67,7 @@ def replica(model: nn.Module, *, meta: bool) -> nn.Module:
 
 
 def _meta(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device=META)
+    return like(tensor) if tensor.layout is torch.strided else torch.empty_like(tensor, device=META)
 
 
 @contextlib.contextmanager

@@ -23,13 +23,13 @@ def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=META)
 
 
-def _like(x: Tensor) -> Tensor:
-    """``torch.empty_like``, which takes its time on meta."""
+def like(x: Tensor) -> Tensor:
+    """``torch.empty_like`` on meta, which takes its time."""
     if x.is_contiguous():
         return _empty(x.shape, x)
     if _lies_close(x):
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=META)
-    return torch.empty_like(x)
+    return torch.empty_like(x, device=META)
 
 
 def _lies_close(x: Tensor) -> bool:
@@ -47,7 +47,7 @@ def _lies_close(x: Tensor) -> bool:
 
 def _elementwise(*args: Any) -> Tensor | None:
     whole = _whole(args)
-    return None if whole is None else _like(whole)
+    return None if whole is None else like(whole)
 
 
 def _in_place(*args: Any) -> Tensor | None:
@@ -79,11 +79,11 @@ def contiguous(x: Tensor) -> Tensor:
 
 
 def _masked_fill(x: Tensor, mask: Tensor, *_: Any) -> Tensor | None:
-    return _like(x) if _spreads(mask.shape, x.shape) else None
+    return like(x) if _spreads(mask.shape, x.shape) else None
 
 
 def _roll(x: Tensor, *_: Any) -> Tensor | None:
-    return _like(x) if x.is_contiguous() else None
+    return like(x) if x.is_contiguous() else None
 
 
 # -- layers --------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def _convolution(
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     if x.dim() < 2 or not _are(channels := x.shape[1], *[value for value in rest[:4] if isinstance(value, Tensor)]):
         return None
-    return _like(x), _empty((channels,), x), _empty((channels,), x)
+    return like(x), _empty((channels,), x), _empty((channels,), x)
 
 
 def _layer_norm(x: Tensor, normalized_shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -121,7 +121,7 @@ def _group_norm(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     if c % group or x.numel() != n * c * hxw or not _are(c, weight, bias):
         return None
-    return _like(x), _empty((n, group), x), _empty((n, group), x)
+    return like(x), _empty((n, group), x), _empty((n, group), x)
 
 
 def _are(length: int, *vectors: Any) -> bool:
@@ -198,7 +198,7 @@ def entries(x: Tensor, *others: Any) -> Tensor | None:
 
 def activation(x: Tensor, inplace: Any) -> Tensor | None:
     """``torch.nn.functional.relu`` and its like; what works in place returns what it was given."""
-    return (x if inplace else _like(x)) if _all_meta(x) else None
+    return (x if inplace else like(x)) if _all_meta(x) else None
 
 
 def _all_meta(first: Tensor, *others: Tensor | None) -> bool:

@@ -100,18 +100,21 @@ def _halve(trial: Trial, numbers: list[int], broken: dict[Group, str], tried: st
 
 def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) -> None:
     """Cut a stand-in without ceremony."""
-    modules = list(model.named_modules())
-    known = dict(named_tensors(model, modules))
-    changed = {id(known[name]): _cut(known[name], alive) for name, alive in _by_tensor(graph.left(kept)).items()}
-    for _, module in modules:
-        for held in (module._parameters, module._buffers):
-            for leaf, old in held.items():
-                if old is not None and id(old) in changed:
-                    new = changed[id(old)]
-                    if isinstance(old, nn.Parameter):
-                        module._parameters[leaf] = nn.Parameter(new, old.requires_grad)
-                    else:
-                        module._buffers[leaf] = new
+    known = dict(named_tensors(model))
+    changed = dict[int, Tensor]()
+    for name, alive in _by_tensor(graph.left(kept)).items():
+        old = known[name]
+        if old.is_meta:
+            old.data = _shorter(old, alive)
+        else:  # the user's own
+            changed[id(old)] = _cut(old, alive)
+    for module in model.modules() if changed else ():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in changed:
+                module._parameters[leaf] = nn.Parameter(changed[id(parameter)], parameter.requires_grad)
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) in changed:
+                module._buffers[leaf] = changed[id(buffer)]
     for path, value in graph.integers(kept).items():
         write(model, path, value)
 
@@ -123,13 +126,16 @@ def _by_tensor(left: Mapping[Place, Mask]) -> dict[str, dict[int, Mask]]:
     return found
 
 
+def _shorter(tensor: Tensor, left: Mapping[int, Mask]) -> Tensor:
+    """A meta tensor as long as what is left."""
+    shape = list(tensor.shape)
+    for dim, alive in left.items():
+        shape[dim] = int(np.count_nonzero(alive))
+    return torch.empty(shape, dtype=tensor.dtype, device=META)
+
+
 def _cut(tensor: Tensor, left: Mapping[int, Mask]) -> Tensor:
     """What is left of a tensor, by dimension."""
-    if tensor.is_meta:
-        shape = list(tensor.shape)
-        for dim, alive in left.items():
-            shape[dim] = int(np.count_nonzero(alive))
-        return torch.empty(shape, dtype=tensor.dtype, device=META)
     tensor = tensor.detach()
     for dim, alive in left.items():
         tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(alive)).to(tensor.device))

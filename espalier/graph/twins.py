@@ -1,0 +1,118 @@
+"""Blocks that are alike are labelled once.
+
+A deep network repeats one block. What labelling has done for one, it would do for the next: the same steps, on atoms,
+parameters and integers of its own. So what it has changed for one is written down, and done again for the others with all atoms
+and names moved, as long as nothing tells them apart: their descriptions are equal (``repeats.py``), and so are the labels of
+what they are given. Whatever is unusual is labelled as if there were no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from espalier.graph.calls import Call, Calls, Modules
+from espalier.graph.modes import transform, without_functions
+from espalier.graph.pattern import Before, Block, Pattern
+from espalier.graph.repeats import described
+
+FEWEST = 4  # siblings
+WORTH = 30  # modules in all like blocks but one: with fewer it would take longer
+TRIES = 3  # blocks of one kind that are written down before it is given up: the first often differs in what it is given
+
+
+class Twins:
+    """The like blocks of one pass.
+
+    Args:
+        calls: of the pass.
+        modules: of the model.
+        same_in_training: repeats calls that have read ``training`` in training mode, and tells whether their results are the
+            same. What that does to labels is done again with all else.
+    """
+
+    def __init__(self, calls: Calls, modules: Modules, same_in_training: Callable[[Sequence[Call]], bool]) -> None:
+        self.calls, self.labels, self.same_in_training = calls, calls.labels, same_in_training
+        self.paths = _like_ones(modules)
+        self._patterns: dict[Any, Pattern] = {}
+        self._tries: dict[Any, int] = {}
+
+    def run(self, call: Call, label: Callable[[], Any]) -> Any:
+        """What a block returns.
+
+        Args:
+            call: of the block.
+            label: runs and labels it.
+        """
+        if transform() is not None:  # inside vmap a tensor is larger than it says
+            return label()
+        with without_functions():
+            block = Block.of(self.labels, call)
+            pattern = None if block is None else self._patterns.get(block.key)
+            if block is not None and pattern is not None and pattern.fits(block):
+                return pattern.repeat(self.labels, block)
+            before = None if block is None else self._before(block)
+        out = label()
+        if block is None or before is None:
+            return out
+        asking = self.calls.asking
+        if not self.same_in_training(asking[call.earlier :]):
+            self._tries[block.key] = TRIES  # neither will they be for others
+            return out
+        del asking[call.earlier :]  # that is settled
+        with without_functions():
+            made = before.pattern(out)
+        if made is not None:
+            self._patterns[block.key] = made
+        return out
+
+    def _before(self, block: Block) -> Before | None:
+        tries = self._tries[block.key] = self._tries.get(block.key, 0) + 1
+        return Before(self.labels, block) if tries <= TRIES else None
+
+
+def _like_ones(modules: Modules) -> frozenset[str]:
+    """Paths of the outermost modules that several of their siblings resemble."""
+    chosen: set[str] = set()
+    for path, module in modules:  # outer ones first
+        if len(module._modules) < FEWEST or any(path == other or path.startswith(f"{other}.") for other in chosen):
+            continue
+        prefix = f"{path}." if path else ""
+        like: dict[tuple[int, int], list[str]] = {}
+        for name, child in module._modules.items():
+            if child is not None and child._modules and (kind := _kind(child)) is not None:
+                like.setdefault(kind, []).append(name)
+        for (_, inside), names in like.items():
+            if inside * (len(names) - 1) >= WORTH and _settings_agree([module._modules[name] for name in names]):
+                chosen.update(prefix + name for name in names)
+    return frozenset(chosen)
+
+
+def _kind(module: nn.Module) -> tuple[int, int] | None:
+    """A number that modules have in common that are alike in their classes and those inside, and how many are inside. None for
+    modules with hooks: whoever set them wants them called."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None
+    inside = 0
+    kinds: list[Any] = [type(module), *module._parameters]
+    for name, child in module._modules.items():
+        if child is not None:
+            kind = _kind(child)
+            if kind is None:
+                return None
+            kinds += name, kind[0]
+            inside += kind[1] + 1
+    return hash(tuple(kinds)), inside
+
+
+def _settings_agree(modules: Sequence[nn.Module | None]) -> bool:
+    """Whether two of the first are alike in all else, too: in some networks each has its own width or share of dropout."""
+    known = set[Any]()
+    for module in modules[:3]:
+        found = described([module])
+        if found is None or found[0] in known:
+            return found is not None
+        known.add(found[0])
+    return False
