@@ -197,7 +197,7 @@ class Labels:
         unmet: dict[str, Tensor] = {}
         for vector in vectors:
             name = self._unmet(vector)
-            if rows is None or name is None or vector.dim() != 1 or len(vector) != len(rows):
+            if rows is None or name is None or vector.dim() != 1 or vector.shape[0] != len(rows):
                 self.unify(rows, self.of(vector)[-1], op)
             else:
                 unmet[name] = vector
@@ -215,7 +215,7 @@ class Labels:
                 self.axes.freeze(places, KERNEL)
             self.unify(rows, inputs, op)
             return outputs
-        outputs = self.axes.fresh(len(matrix), f"{name}:0") if len(matrix) > 1 else None
+        outputs = self.axes.fresh(matrix.shape[0], f"{name}:0") if matrix.shape[0] > 1 else None
         (inputs,) = self._met_at(rows, [f"{name}:1"], op)
         self.parameters[name] = self._dims[id(matrix)] = [outputs, inputs, *[None] * (matrix.dim() - 2)]
         return outputs
@@ -223,7 +223,7 @@ class Labels:
     def meet_depthwise(self, rows: Rows, weight: Tensor, op: str) -> Rows:
         """A dimension and a weight (channels, 1, kernel) are one; None, and nothing done, if that was met before."""
         name = self._unmet(weight)
-        if rows is None or name is None or weight.shape[1] != 1 or len(weight) != len(rows):
+        if rows is None or name is None or weight.shape[1] != 1 or weight.shape[0] != len(rows):
             return None
         (channels,) = self._met_at(rows, [f"{name}:0"], op)
         self.parameters[name] = self._dims[id(weight)] = [channels, *[None] * (weight.dim() - 1)]

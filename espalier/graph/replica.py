@@ -33,11 +33,13 @@ def named(modules: Iterable[tuple[str, nn.Module]], kind: str) -> Iterator[tuple
     """The ``_parameters`` or ``_buffers`` of modules; a shared one under its first name."""
     seen: set[int] = set()
     for path, module in modules:
-        prefix = f"{path}." if path else ""
-        for name, tensor in getattr(module, kind).items():
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield f"{prefix}{name}", tensor
+        held = getattr(module, kind)
+        if held:
+            prefix = f"{path}." if path else ""
+            for name, tensor in held.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield prefix + name, tensor
 
 
 def replica(model: nn.Module, *, meta: bool) -> nn.Module:

@@ -95,7 +95,7 @@ def _convolution(
     count = x.dim() - 2
     if transposed or weight.dim() != x.dim() or not len(stride) == len(padding) == len(dilation) == count > 0:
         return None
-    if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups or not _are(len(weight), bias) or not x.numel():
+    if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups or not _are(weight.shape[0], bias) or not x.numel():
         return None
     settings = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     pixels = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in settings]
@@ -149,9 +149,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """``torch.nn.functional.linear`` of vectors that lie in one more dimension or in several."""
     if x.dim() < 2 or weight.dim() != 2 or x.shape[-1] != weight.shape[1] or not _all_meta(x, weight, bias):
         return None
-    if bias is not None and (bias.dim() != 1 or len(bias) != len(weight)):
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
         return None
-    return _empty((*x.shape[:-1], len(weight)), x)
+    return _empty((*x.shape[:-1], weight.shape[0]), x)
 
 
 def matmul(one: Tensor, two: Tensor) -> Tensor | None:

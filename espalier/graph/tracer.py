@@ -189,9 +189,10 @@ def integers_traced(modules: Modules, labels: Labels) -> Iterator[None]:
         if isinstance(module, torch.jit.ScriptModule):
             continue
         prefix, attributes = f"{path}." if path else "", module.__dict__
+        skipped = SPATIAL if isinstance(module, CONVOLUTIONS) else ()
         for name, value in attributes.items():
             kind = type(value)
-            if kind in COUNTING:
+            if kind in COUNTING and name not in skipped:
                 traced = _traced(value, f"{prefix}{name}", labels)
                 if traced is not None:
                     changed.append((attributes, name, value))
@@ -204,6 +205,17 @@ def integers_traced(modules: Modules, labels: Labels) -> Iterator[None]:
 
 
 COUNTING = frozenset({int, tuple, list, torch.Size})
+CONVOLUTIONS = torch.nn.modules.conv._ConvNd
+SPATIAL = frozenset(
+    {
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "output_padding",
+        "_reversed_padding_repeated_twice",
+    }
+)  # these count no channels: a size that is made of one is fixed
 
 
 def _traced(value: Any, path: str, labels: Labels) -> Any:

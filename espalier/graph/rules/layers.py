@@ -55,7 +55,7 @@ def _grouped(labels: Labels, op: str, source: Rows, given: Arguments, width: int
     if not given["transposed"] and (depthwise := labels.meet_depthwise(source, weight, op)) is not None:
         labels.demand(number, source, groups)
         return depthwise
-    sizes = given["input"].shape[1], len(weight)
+    sizes = given["input"].shape[1], weight.shape[0]
     many, few, *kernel = labels.of(weight)
     for rows in kernel:
         labels.axes.freeze(rows, KERNEL)

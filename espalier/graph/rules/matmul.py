@@ -43,7 +43,7 @@ def linear(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     columns = labels.unify_matrix(inner, weight, op)
     labels.put(out, [*others, columns])
     labels.note_work(op, *zip(others, out.shape, strict=False), (columns, out.shape[-1]), (inner, x.shape[-1]))
-    if bias is not None and len(bias) > 1:
+    if bias is not None and bias.shape[0] > 1:
         labels.unify_vectors(columns, [bias], op)
     labels.put_source(out, layer(labels, weight, bias, columns))
 
