@@ -98,7 +98,7 @@ class Structure:
         kept = dict(self.kept)
         for (name, dim), indices in keep.items():
             before = kept.get((name, dim), range(original[name][dim]))
-            kept[name, dim] = tuple(before[index] for index in indices)
+            kept[name, dim] = tuple(map(before.__getitem__, indices))
         values = {path: (self.integers.get(path, (now, now))[0], new) for path, (now, new) in integers.items()}
         floats = {path: (self.scales.get(path, (now, now))[0], new) for path, (now, new) in (scales or {}).items()}
         return Structure(original, kept, {**self.integers, **values}, {**self.scales, **floats})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -124,7 +125,7 @@ def _refuse_forgotten(named: Sequence[Optimizer], model: nn.Module, places: Mapp
     parameters = dict(model.named_parameters(remove_duplicate=False))
     changed = [parameters[name] for name in {name for name, _ in places} if name in parameters]
     for attempt in range(2):
-        found = [o for o in gc.get_objects() if issubclass(type(o), Optimizer) and not any(o is other for other in named)]
+        found = [o for o in _living_optimizers() if not any(o is other for other in named)]
         forgotten = [o for o in found if any(parameter in o.state for parameter in changed)]
         if not forgotten:
             return
@@ -135,6 +136,16 @@ def _refuse_forgotten(named: Sequence[Optimizer], model: nn.Module, places: Mapp
         f"The {_type(forgotten[0])} holds states of parameters that are about to be cut: name it, "
         f"cut(..., optimizer=optimizer), so that they are cut along."
     )
+
+
+def _living_optimizers() -> list[Optimizer]:
+    """All that there are. Objects are hundreds of thousands, so none is touched twice, and none from a loop in Python."""
+    every = gc.get_objects()
+    kinds = list(map(type, every))
+    numbers = list(map(id, kinds))
+    classes = dict(zip(numbers, kinds, strict=True))
+    chosen = {number for number, kind in classes.items() if issubclass(kind, Optimizer)}
+    return list(itertools.compress(every, map(chosen.__contains__, numbers)))
 
 
 def _checked_followers(given: Any, model: nn.Module) -> list[nn.Module]:

@@ -216,7 +216,7 @@ def _plan(model: nn.Module, keep: Keep) -> dict[str, dict[int, tuple[int, ...]]]
         names.setdefault(id(tensor), []).append(name)
     plan: dict[str, dict[int, tuple[int, ...]]] = {}
     for (name, dim), kept in keep.items():
-        tensor, indices = _tensor(model, name), tuple(int(index) for index in kept)
+        tensor, indices = _tensor(model, name), tuple(map(int, kept))
         if not 0 <= dim < tensor.dim():
             raise EspalierError(f"{name} has {tensor.dim()} dimensions; there is no dimension {dim} to cut.")
         size = tensor.shape[dim]

@@ -5,6 +5,7 @@ Fused optimizers compute wrong updates, without an error, where strides of state
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,11 +18,17 @@ from espalier.surgery.optimizer_states import Axes
 Dims = Mapping[int, tuple[int, ...]]  # dimension -> kept indices
 
 
+@functools.lru_cache(256)
+def _on(device: torch.device, indices: tuple[int, ...]) -> Tensor:
+    """Indices as a tensor: weights, gradients and moments of several layers keep the same ones."""
+    return torch.tensor(indices, device=device)
+
+
 def sliced(tensor: Tensor, dims: Dims) -> Tensor:
     """The kept part, in the memory format of the whole, which ``index_select`` forgets."""
     part = tensor.detach()
     for dim, indices in dims.items():
-        part = part.index_select(dim, torch.tensor(indices, device=part.device))
+        part = part.index_select(dim, _on(part.device, indices))
     return _empty(tensor, part.shape).copy_(part)
 
 
@@ -31,7 +38,7 @@ def sliced_gradient(tensor: Tensor, dims: Dims, new: Tensor) -> Tensor | None:
     if gradient is None or gradient.layout == torch.strided:
         return None if gradient is None else _with_strides_of(new, sliced(gradient, dims))
     for dim, indices in dims.items():
-        gradient = gradient.index_select(dim, torch.tensor(indices, device=gradient.device))
+        gradient = gradient.index_select(dim, _on(gradient.device, indices))
     return gradient
 
 
