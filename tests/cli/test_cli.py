@@ -147,7 +147,7 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(tmp_path: Path, recipe: s
 
 def test_a_stopped_comparison_stops_its_runs_and_continues(tmp_path: Path, recipe: str, espalier: Espalier) -> None:
     command = ["compare", recipe, "--methods", "ocp", "--seeds", "0", "--out", str(tmp_path / "runs"), "train.epochs=200"]
-    process = subprocess.Popen([sys.executable, "-m", "espalier.cli", *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "espalier", *command], cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "runs").glob("*/checkpoint.pt")) and process.poll() is None:
         assert time.monotonic() < deadline

@@ -28,7 +28,7 @@ def test_two_gloo_ranks_cut_the_same_channels_and_resume(tmp_path: Path, tiny: C
     more = ("model.width=16", "train.ema=0.9", "train.threads=1", "train.checkpoint_every.steps=1")
     file = tmp_path / "recipe.yaml"
     file.write_text(to_yaml(tiny(pruning, *more)))
-    whole = torchrun("-m", "espalier.cli", "train", str(file), "--folder", str(tmp_path / "whole"))
+    whole = torchrun("-m", "espalier", "train", str(file), "--folder", str(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
     result = json.loads((tmp_path / "whole/result.json").read_text())
     assert result["keep_macs"] <= 0.5
@@ -48,7 +48,7 @@ def test_two_gloo_ranks_train_one_model_and_resume(tmp_path: Path, tiny: Callabl
     recipe = tiny("train.accumulate=2", "train.ema=0.9", "train.threads=1", "train.checkpoint_every.steps=3")
     file = tmp_path / "recipe.yaml"
     file.write_text(to_yaml(recipe))
-    whole = torchrun("-m", "espalier.cli", "train", str(file), "--folder", str(tmp_path / "whole"))
+    whole = torchrun("-m", "espalier", "train", str(file), "--folder", str(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("written to") == 1
     result = json.loads((tmp_path / "whole/result.json").read_text())

@@ -40,7 +40,7 @@ def test_killed_at_a_random_moment_and_started_again_it_ends_with_the_same_rows(
     tmp_path: Path, write_grid: WriteGrid, stopped_by_nobody: list[dict[str, Any]]
 ) -> None:
     grid, out = write_grid(**TWELVE), tmp_path / "killed"
-    command = [sys.executable, "-m", "espalier.cli", "sweep", str(grid), "--out", str(out), "--jobs", "2"]
+    command = [sys.executable, "-m", "espalier", "sweep", str(grid), "--out", str(out), "--jobs", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 240
     while not list(out.glob("*/metrics.jsonl")) and process.poll() is None:

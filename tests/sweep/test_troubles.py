@@ -69,7 +69,7 @@ def test_the_last_ledger_knows_what_another_sweep_has_finished_since(tmp_path: P
 
 def test_the_same_sweep_twice_at_once_ends_well_for_both(tmp_path: Path, write_grid: WriteGrid) -> None:
     grid, out = write_grid(grid={"seed": [0, 1]}, set=SHORT), tmp_path / "out"
-    command = [sys.executable, "-m", "espalier.cli", "sweep", str(grid), "--out", str(out)]
+    command = [sys.executable, "-m", "espalier", "sweep", str(grid), "--out", str(out)]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
     said = [process.communicate(timeout=240)[0].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)

@@ -126,7 +126,7 @@ class LocalProcesses(Place):
             extra = [*(["--cores", ",".join(map(str, cores))] if cores else []), f"train.threads={threads}"]
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(self._gpus[slot % len(self._gpus)])
-        command = [sys.executable, "-m", "espalier.cli", "train", str(run.folder / runs.RECIPE), "--folder", str(run.folder)]
+        command = [sys.executable, "-m", "espalier", "train", str(run.folder / runs.RECIPE), "--folder", str(run.folder)]
         with (run.folder / runs.LOG).open("ab") as log:
             process = subprocess.Popen(
                 [*command, *extra], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment

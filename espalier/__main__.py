@@ -1,4 +1,4 @@
-"""`python -m espalier.cli` is the same as `espalier`."""
+"""`python -m espalier` is the same as `espalier`."""
 
 from espalier.cli import main
 
