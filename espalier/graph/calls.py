@@ -36,6 +36,7 @@ class Call:
     start: int  # how many events there had been
     out: Any = None
     asked: bool = False
+    others: bool = False  # whether there are like calls that have not been made
     events: Sequence[Event] = ()
 
 

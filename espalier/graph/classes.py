@@ -36,7 +36,7 @@ def asks_for_classes(modules: Sequence[tuple[str, nn.Module]]) -> bool:
     """Whether code that these modules run may ask for an exact class."""
     kinds = {type(module) for _, module in modules}
     kinds |= {type(value) for _, module in modules for value in module.__dict__.values()}  # helpers that modules keep
-    bases = {base for kind in kinds for base in kind.__mro__ if not _is_skipped(base.__module__)}
+    bases = {base for kind in kinds for base in kind.__mro__ if not is_skipped(base.__module__)}
     left = [
         (name, function)
         for base in bases
@@ -80,7 +80,7 @@ def _read_all(left: list[Any]) -> Reading:
     names = set[str]()
     while left:
         function = _function(left.pop())
-        if function is not None and function not in seen and not _is_skipped(function.__module__):
+        if function is not None and function not in seen and not is_skipped(function.__module__):
             seen.add(function)
             for code in _codes(function.__code__):
                 if _code_asks(code):
@@ -102,7 +102,8 @@ WRAPPERS = frozenset({property, functools.cached_property, functools.partial, cl
 CALLED = WRAPPERS | {types.FunctionType}
 
 
-def _is_skipped(module: str | None) -> bool:
+def is_skipped(module: str | None) -> bool:
+    """Whether a file is torch's, numpy's or of the standard library."""
     return (module or "").partition(".")[0] in SKIPPED
 
 
@@ -144,7 +145,7 @@ def _called(function: types.FunctionType) -> Iterator[Any]:
         for value in [*named, *(held for cell in function.__closure__ or () for held in _contents(cell))]:
             yield value
             holder = value if isinstance(value, types.ModuleType | type) else type(value)
-            if not _is_skipped(holder.__module__ if isinstance(holder, type) else holder.__name__):
+            if not is_skipped(holder.__module__ if isinstance(holder, type) else holder.__name__):
                 yield from (inspect.getattr_static(holder, name, None) for name in part.co_names)
 
 

@@ -7,13 +7,12 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-
 
 class Held:
-    """What modules hold at one time: their attributes, and what is in those that are dictionaries or lists."""
+    """What modules, or other objects with attributes, hold at one time: their attributes, and what is in those that are
+    dictionaries or lists."""
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[Any]) -> None:
         self._held: list[tuple[Any, list[Any]]] = []
         self._empty: list[Any] = []  # most are
         for module in modules:

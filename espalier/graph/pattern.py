@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from espalier.graph.calls import Call
 from espalier.graph.held import Held
 from espalier.graph.labels import Labels, Source
 from espalier.graph.modes import without_operations
-from espalier.graph.moved import Marked, Moved, OfOthers
+from espalier.graph.moved import PATH, Marked, Moved, OfOthers
 from espalier.graph.repeats import described
 from espalier.graph.rows import Rows
 from espalier.graph.shortcuts import META
@@ -24,16 +25,22 @@ from espalier.graph.shortcuts import META
 class Block:
     """A call of a block, and all that decides what labelling does."""
 
-    path: str
-    module: nn.Module
+    call: Call
     key: Any
+    objects: list[Tensor | nn.Module]  # that the description is of
     given: list[Tensor]
-    names: list[str]  # of its parameters and buffers, below its path
+    names: list[str]  # of its parameters, buffers and modules, below its path
     state: list[Any]  # of the labels of what it is given
 
     @classmethod
-    def of(cls, labels: Labels, call: Call) -> Block | None:
-        """None if that is not the whole story."""
+    def of(cls, labels: Labels, call: Call, known: Mapping[int, str]) -> Block | None:
+        """None if that is not the whole story: all that is inside must be of this block alone, and met for the first time.
+
+        Args:
+            labels: of the pass.
+            call: of the block.
+            known: the paths of all modules, by their id.
+        """
         given = [value for value in call.args if value is not None]
         if call.kwargs or any(type(value) is not Tensor for value in given):
             return None
@@ -42,31 +49,55 @@ class Block:
         found = described([call.args, call.module])
         if found is None:
             return None
-        key, tensors = found
-        names = [labels.name_of(tensor) or "" for tensor in tensors[len(given) :]]
+        key, objects = found
         start = f"{call.path}."
-        if not all(name.startswith(start) and name not in labels.parameters for name in names):
+        names: list[str] = []
+        for value in objects:
+            if value is call.module or any(value is each for each in given):
+                continue
+            name = labels.name_of(value) if isinstance(value, Tensor) else known.get(id(value))
+            if name is None or not name.startswith(start) or name in labels.parameters:
+                return None
+            names.append(name[len(start) :])
+        if any(path.startswith(start) for path in labels.constraints.attributes):
             return None
         state = [rows if rows is None else labels.axes.state_of(rows) for value in given for rows in labels.of(value)]
-        return cls(call.path, call.module, key, given, [name[len(start) :] for name in names], state)
+        return cls(call, key, objects, given, names, state)
+
+    def is_as_described(self) -> bool:
+        """Whether it still holds the same."""
+        found = described([self.call.args, self.call.module])
+        return found is not None and found[0] == self.key and all(map(operator.is_, found[1], self.objects))
 
 
 class Before:
     """How things were before a block was labelled."""
 
-    def __init__(self, labels: Labels, block: Block) -> None:
+    def __init__(self, labels: Labels, block: Block, homes: Sequence[Any]) -> None:
         self.labels, self.block = labels, block
         self.lengths = [len(each) for each in (*_lists(labels), *_tables(labels))]
         self.faults, self.serial, self.multiplied = len(labels.faults), labels.serial, set(labels.multiplied)
-        self.held = Held(block.module.modules())
+        self.homes = Held(homes)
         self.atoms = labels.axes.mark()
-        self.dims = [labels.of(tensor) for tensor in block.given]
+        self.told = [self._told(tensor) for tensor in block.given]
 
-    def pattern(self, out: Any) -> Pattern | None:
+    def _told(self, tensor: Tensor) -> tuple[list[Rows], Source | None, int]:
+        return list(self.labels.of(tensor)), self.labels.source_of(tensor), self.labels.newest(tensor)
+
+    def _nothing_else(self) -> bool:
+        """Whether no more has changed than what grows while labels are made."""
+        labels, block = self.labels, self.block
+        for tensor, (dims, source, newest) in zip(block.given, self.told, strict=True):
+            now = self._told(tensor)
+            if now[1:] != (source, newest) or not all(map(operator.is_, now[0], dims)):
+                return False
+        kept = block.is_as_described() and self.homes.is_same()
+        return kept and len(labels.faults) == self.faults and labels.axes.is_as_at(self.atoms)
+
+    def pattern(self, out: Any, asking: list[Call]) -> Pattern | None:
         """What was done for the block; None if not only things of its own have changed, or not all can be told."""
         labels, block = self.labels, self.block
-        same = all(labels.of(tensor) is dims for tensor, dims in zip(block.given, self.dims, strict=True))
-        if not same or len(labels.faults) != self.faults or not self.held.is_same() or not labels.axes.is_as_at(self.atoms):
+        if not self._nothing_else():
             return None
         results = out if type(out) is tuple else (out,)
         if not all(self._is_new(result) for result in results) or len(set(map(id, results))) < len(results):
@@ -80,12 +111,16 @@ class Before:
         if any(serial <= self.serial for serial in multiplied):
             return None
         try:
-            marked = Marked(block.path, self.serial, self.atoms.atoms)
+            marked = Marked(block.call.path, self.serial, self.atoms.atoms)
             written = marked.mapped([new, made.blocks, returned])
         except OfOthers:
             return None
-        rows = [rows for dims in self.dims for rows in dims]
-        return Pattern(block, rows, made, written, marked.own, multiplied, self.serial, labels.serial, out)
+        if any(PATH not in name for table in written[0][len(lists) :] for name, _ in table):
+            return None
+        rows = [rows for dims, _, _ in self.told for rows in dims]
+        layouts = [(result.shape, result.stride(), result.dtype) for result in results]
+        serials = self.serial, labels.serial
+        return Pattern(block, rows, made, written, marked.own, multiplied, serials, layouts, type(out) is tuple, asking)
 
     def _is_new(self, result: Any) -> bool:
         labels = self.labels
@@ -113,9 +148,10 @@ class Pattern:
     written: Any  # what lists and tables have got, the names of blocks, the labels of the results
     own: dict[int, bool]  # whether rows in that are of atoms of the block alone, by their id
     multiplied: list[int]
-    serial: int  # of the last call of a layer before
-    last: int  # and of the block's last
-    out: Any
+    serials: tuple[int, int]  # of the last call of a layer before, and of the block's last
+    layouts: list[tuple[torch.Size, tuple[int, ...], torch.dtype]]  # of the results
+    is_tuple: bool
+    asking: list[Call]  # those that have read ``training``
 
     def fits(self, block: Block) -> bool:
         """Whether it would do the same for another."""
@@ -126,7 +162,8 @@ class Pattern:
         axes, start = labels.axes, self.made.mark.atoms
         dims = [rows for value in block.given for rows in labels.of(value)]
         known = {id(mine): rows for mine, rows in zip(self.given, dims, strict=True) if mine is not None and rows is not None}
-        moved = Moved(block.path, start, axes.count - start, labels.serial - self.serial, known, self.own)
+        (before, last), shift = self.serials, labels.serial - self.serials[0]
+        moved = Moved(block.call.path, start, axes.count - start, shift, known, self.own)
         new, names, returned = moved.mapped(self.written)
         axes.make_again(self.made, moved.rows, names)
         lists = _lists(labels)
@@ -135,18 +172,20 @@ class Pattern:
         for table, added in zip(_tables(labels), new[len(lists) :], strict=True):
             table.update(added)
         labels.multiplied.update(map(moved.serial, self.multiplied))
-        labels.serial += self.last - self.serial
-        results = [self._result(labels, one, *told) for one, told in zip(self._results(), returned, strict=True)]
-        return tuple(results) if type(self.out) is tuple else results[0]
+        labels.serial += last - before
+        results: list[Tensor] = []
+        for (shape, stride, dtype), (rows, source, newest) in zip(self.layouts, returned, strict=True):
+            results.append(_empty(shape, stride, dtype))
+            labels.put(results[-1], rows)
+            labels.put_source(results[-1], source)
+            labels.put_newest(results[-1], newest + shift)
+        for call in self.asking:
+            call.others = True
+        return tuple(results) if self.is_tuple else results[0]
 
-    def _results(self) -> Sequence[Tensor]:
-        return self.out if type(self.out) is tuple else (self.out,)
 
-    def _result(self, labels: Labels, like: Tensor, dims: list[Rows], source: Source | None, newest: int) -> Tensor:
-        guard = without_operations()
-        made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=META)
-        del guard
-        labels.put(made, dims)
-        labels.put_source(made, source)
-        labels.put_newest(made, newest + labels.serial - self.last)
-        return made
+def _empty(shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    guard = without_operations()
+    made = torch.empty_strided(shape, stride, dtype=dtype, device=META)
+    del guard
+    return made

@@ -37,19 +37,19 @@ def description(call: Call) -> Any:
     return None if found is None else (found[0], tuple(event[0] for event in call.events))
 
 
-def described(parts: Sequence[Any]) -> tuple[Any, list[Tensor]] | None:
-    """What decides what code does with these, as a value to compare, and the tensors in them in the order of the description.
-    None if that cannot be told."""
+def described(parts: Sequence[Any]) -> tuple[Any, list[Tensor | nn.Module]] | None:
+    """What decides what code does with these, as a value to compare, and the tensors and modules in them in the order of the
+    description. None if that cannot be told."""
     seen: dict[int, int] = {}  # objects that outlive the description, by id: their numbers
-    tensors: list[Tensor] = []
+    objects: list[Tensor | nn.Module] = []
     try:
         with without_functions():  # plain sizes: traced ones take note of every comparison
-            return tuple([_described(part, seen, tensors) for part in parts]), tensors
+            return tuple([_described(part, seen, objects) for part in parts]), objects
     except Unusual:
         return None
 
 
-def _described(value: Any, seen: dict[int, int], tensors: list[Tensor]) -> Any:
+def _described(value: Any, seen: dict[int, int], objects: list[Tensor | nn.Module]) -> Any:
     """What was seen before is described by its number alone: code may ask whether two of its objects are one."""
     value = plain(value)
     kind = type(value)
@@ -65,20 +65,21 @@ def _described(value: Any, seen: dict[int, int], tensors: list[Tensor]) -> Any:
     if isinstance(value, Tensor):
         if not value.is_meta:
             raise Unusual
-        tensors.append(value)
+        objects.append(value)
         return kind, value.shape, value.stride(), value.dtype, value.requires_grad
     if kind in (dict, OrderedDict):
-        return kind, tuple([(key, _described(item, seen, tensors)) for key, item in value.items()])
+        return kind, tuple([(key, _described(item, seen, objects)) for key, item in value.items()])
     if kind in (tuple, list, torch.Size):
-        return kind, tuple([_described(item, seen, tensors) for item in value])
+        return kind, tuple([_described(item, seen, objects) for item in value])
     if isinstance(value, nn.Module):
+        objects.append(value)
         held = value.__dict__
         kinds = tuple(map(type, held.values()))
         plain_ones = [item for item, what in zip(held.values(), kinds, strict=True) if what in VALUES]
         others = [
             item for item, what in zip(held.values(), kinds, strict=True) if what not in VALUES and (what not in EMPTY or item)
         ]
-        return kind, tuple(held), kinds, tuple(plain_ones), tuple([_described(item, seen, tensors) for item in others])
+        return kind, tuple(held), kinds, tuple(plain_ones), tuple([_described(item, seen, objects) for item in others])
     raise Unusual
 
 

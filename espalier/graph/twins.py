@@ -8,12 +8,14 @@ what they are given. Whatever is unusual is labelled as if there were no other.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from espalier.graph.calls import Call, Calls, Modules
+from espalier.graph.classes import is_skipped
 from espalier.graph.modes import transform, without_functions
 from espalier.graph.pattern import Before, Block, Pattern
 from espalier.graph.repeats import described
@@ -29,13 +31,13 @@ class Twins:
     Args:
         calls: of the pass.
         modules: of the model.
-        same_in_training: repeats calls that have read ``training`` in training mode, and tells whether their results are the
-            same. What that does to labels is done again with all else.
     """
 
-    def __init__(self, calls: Calls, modules: Modules, same_in_training: Callable[[Sequence[Call]], bool]) -> None:
-        self.calls, self.labels, self.same_in_training = calls, calls.labels, same_in_training
+    def __init__(self, calls: Calls, modules: Modules) -> None:
+        self.calls, self.labels = calls, calls.labels
         self.paths = _like_ones(modules)
+        self._known = {id(module): path for path, module in modules} if self.paths else {}
+        self._homes = _homes(modules) if self.paths else []
         self._patterns: dict[Any, Pattern] = {}
         self._tries: dict[Any, int] = {}
 
@@ -49,7 +51,7 @@ class Twins:
         if transform() is not None:  # inside vmap a tensor is larger than it says
             return label()
         with without_functions():
-            block = Block.of(self.labels, call)
+            block = Block.of(self.labels, call, self._known)
             pattern = None if block is None else self._patterns.get(block.key)
             if block is not None and pattern is not None and pattern.fits(block):
                 return pattern.repeat(self.labels, block)
@@ -57,20 +59,22 @@ class Twins:
         out = label()
         if block is None or before is None:
             return out
-        asking = self.calls.asking
-        if not self.same_in_training(asking[call.earlier :]):
-            self._tries[block.key] = TRIES  # neither will they be for others
-            return out
-        del asking[call.earlier :]  # that is settled
         with without_functions():
-            made = before.pattern(out)
+            made = before.pattern(out, self.calls.asking[call.earlier :])
         if made is not None:
             self._patterns[block.key] = made
         return out
 
     def _before(self, block: Block) -> Before | None:
         tries = self._tries[block.key] = self._tries.get(block.key, 0) + 1
-        return Before(self.labels, block) if tries <= TRIES else None
+        return Before(self.labels, block, self._homes) if tries <= TRIES else None
+
+
+def _homes(modules: Modules) -> list[Any]:
+    """The classes of modules and the files that these are from: code may keep something there that all blocks share."""
+    classes = {base for _, module in modules for base in type(module).__mro__ if not is_skipped(base.__module__)}
+    files = {base.__module__: sys.modules[base.__module__] for base in classes if base.__module__ in sys.modules}
+    return [*classes, *files.values()]
 
 
 def _like_ones(modules: Modules) -> frozenset[str]:
