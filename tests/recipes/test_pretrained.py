@@ -48,7 +48,7 @@ def test_a_cut_starts_from_the_weights_of_a_file(tmp_path: Path, tiny: Tiny, sta
     assert known == runs.read_result(start)["test_acc"]
     result = engine.train(recipe, tmp_path, quiet=True)
     assert result["keep_macs"] <= 0.5
-    assert runs.read_metrics(tmp_path)[-1]["val_acc"] > 0.6  # a net from random weights is at 0.25 by then
+    assert runs.read_metrics(tmp_path)[-1]["val_acc"] > 0.5  # a net from random weights is at 0.25 by then
     assert evaluate_file(tmp_path / "model.safetensors", None, [], Processes())["test_acc"] == result["test_acc"]
 
 

@@ -44,7 +44,8 @@ def batch(step: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(model, given):
-    return nn.functional.cross_entropy(model(given[0]), given[1])
+    """The loss, of inputs as precise as the model."""
+    return nn.functional.cross_entropy(model(given[0].to(next(model.parameters()).dtype)), given[1])
 
 
 def net(seed: int = 0, **kwargs) -> Residual:
@@ -129,7 +130,8 @@ class Training:
         self.model = wrap(self.net)
         make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
         self.optimizer = make(self.net.parameters())
-        given = {"example_inputs": batch(0)[0], "batches": [batch(900), batch(901)], "loss_fn": loss_of, **kwargs}
+        example = batch(0)[0].to(next(self.net.parameters()).dtype)
+        given = {"example_inputs": example, "batches": [batch(900), batch(901)], "loss_fn": loss_of, **kwargs}
         with quiet():
             self.pruner = es.Pruner(self.model, self.optimizer, method, total_steps=steps, **given)
 
