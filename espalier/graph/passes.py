@@ -32,15 +32,23 @@ class Passes:
     shapes: list[torch.Size] = field(default_factory=list)
 
 
-def both_passes(done: Passes) -> Passes:
-    """Label in evaluation and in training mode."""
+class UnlikeInTraining(Exception):
+    """One of like blocks does something else in training mode. So would the others, which have not been run."""
+
+
+def both_passes(done: Passes, *, twins: bool = True) -> Passes:
+    """Label in evaluation and in training mode; like blocks once, if ``twins``.
+
+    Raises:
+        UnlikeInTraining: if that will not do; another stand-in is needed.
+    """
     labels, model = done.labels, done.model
     modules = list(model.named_modules())
     set_mode(model, modules, training=False)
     calls = Calls.of(modules, labels)
     watch = done.meta and can_be_watched(modules) and not asks_for_classes(modules)
     labels.adopt(named_tensors(done.model, modules))
-    calls.twins = Twins(calls, modules) if watch else None
+    calls.twins = Twins(calls, modules) if watch and twins else None
     with labelled(modules, labels, meta=done.meta):
         before = Held(module for _, module in modules)
         with (training_watched if watch else modules_followed)(modules, calls):
@@ -50,6 +58,8 @@ def both_passes(done: Passes) -> Passes:
         done.shapes = _frozen(labels, out)
         costs = len(labels.work), len(labels.activations)
         settled = watch and _all_same_in_training(model, modules, calls)
+    if watch and not settled and any(call.others for call in calls.asking):
+        raise UnlikeInTraining
     if not settled:
         try:
             _train(done)

@@ -10,7 +10,7 @@ from espalier.errors import EspalierError
 from espalier.graph.assemble import assemble
 from espalier.graph.graph import ChannelGraph, Group
 from espalier.graph.labels import Labels
-from espalier.graph.passes import Passes, both_passes, first_line
+from espalier.graph.passes import Passes, UnlikeInTraining, both_passes, first_line
 from espalier.graph.replica import as_call, named, on_meta, quiet, replica, tensors_in
 from espalier.graph.rows import Rows
 from espalier.graph.trial import Trial, freeze_what_breaks
@@ -88,7 +88,10 @@ def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
     if not any(tensor.numel() for tensor in tensors_in([args, kwargs])):
         raise EspalierError("The tensors in example_inputs are empty: give at least one item.")
     try:
-        return both_passes(Passes(replica(model, meta=True), on_meta((args, kwargs)), True))
+        try:
+            return both_passes(Passes(replica(model, meta=True), on_meta((args, kwargs)), True))
+        except UnlikeInTraining:
+            return both_passes(Passes(replica(model, meta=True), on_meta((args, kwargs)), True), twins=False)
     except EspalierError:
         raise
     except Exception as first:
