@@ -101,16 +101,10 @@ def _halve(trial: Trial, numbers: list[int], broken: dict[Group, str], tried: st
 def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) -> None:
     """Cut a stand-in without ceremony."""
     known = dict(named_tensors(model))
-    changed = dict[int, Tensor]()
-    for name, alive in _by_tensor(graph.left(kept)).items():
-        old = known[name]
-        if old.is_meta:
-            old.data = _shorter(old, alive)
-        else:  # the user's own
-            changed[id(old)] = _cut(old, alive)
-    for module in model.modules() if changed else ():
+    changed = {id(known[name]): _cut(known[name], alive) for name, alive in _by_tensor(graph.left(kept)).items()}
+    for module in model.modules():
         for leaf, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in changed:
+            if parameter is not None and id(parameter) in changed:  # not changed in place: it may be the user's own
                 module._parameters[leaf] = nn.Parameter(changed[id(parameter)], parameter.requires_grad)
         for leaf, buffer in module._buffers.items():
             if buffer is not None and id(buffer) in changed:
@@ -126,16 +120,13 @@ def _by_tensor(left: Mapping[Place, Mask]) -> dict[str, dict[int, Mask]]:
     return found
 
 
-def _shorter(tensor: Tensor, left: Mapping[int, Mask]) -> Tensor:
-    """A meta tensor as long as what is left."""
-    shape = list(tensor.shape)
-    for dim, alive in left.items():
-        shape[dim] = int(np.count_nonzero(alive))
-    return torch.empty(shape, dtype=tensor.dtype, device=META)
-
-
 def _cut(tensor: Tensor, left: Mapping[int, Mask]) -> Tensor:
     """What is left of a tensor, by dimension."""
+    if tensor.is_meta:
+        shape = list(tensor.shape)
+        for dim, alive in left.items():
+            shape[dim] = int(np.count_nonzero(alive))
+        return torch.empty(shape, dtype=tensor.dtype, device=META)
     tensor = tensor.detach()
     for dim, alive in left.items():
         tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(alive)).to(tensor.device))
