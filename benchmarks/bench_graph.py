@@ -1,20 +1,20 @@
 """What the structure engine costs, as ratios to a forward pass of the same model in the same process.
 
 1. ``trace``: ``es.trace`` without and with its trial cut, against one forward at batch 1 (eval, no gradients). With
-   ``--torch-pruning PYTHON`` the same for Torch-Pruning's dependency graph, and for the graph with its groups, which
-   ``es.trace`` returns too, in a process of its own (see ``benchmarks/coverage/theirs.py`` for that environment).
+   ``--torch-pruning``, where that can be imported, in turn with them Torch-Pruning's dependency graph, and the graph with its
+   groups, which ``es.trace`` returns too; and ours against its graph.
 2. ``meta``: a trace of models that were never given memory.
 3. ``search`` and ``cut``: a budget of half the MACs of ResNet-50, and the cut with SGD momentum.
 4. ``step``: a training step of ResNet-18 cut to multiples of 16 beside one whose layers were built so, interleaved.
 
-Usage: python benchmarks/bench_graph.py [--torch-pruning PYTHON] [--quick]
+Usage: python benchmarks/bench_graph.py [--torch-pruning] [--quick]
+For Torch-Pruning: pip install --target FOLDER --no-deps torch-pruning==1.6.1, then PYTHONPATH=FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +28,7 @@ import espalier as es
 from espalier.tasks.vision import timm, torchvision
 
 NAMES = ["resnet18", "resnet50", "mobilenet_v2", "densenet121", "convnext_tiny", "vit_b_16", "timm/vit_tiny_patch16_224"]
+THEIRS = "Torch-Pruning's graph"
 META = ["timm/vit_large_patch16_224", "timm/convnext_xlarge"]
 
 
@@ -43,20 +44,33 @@ def forward(model: nn.Module, x: torch.Tensor) -> None:
         model(x)
 
 
-def traces(names: list[str], rounds: int) -> dict[str, Any]:
+def traces(names: list[str], rounds: int, *, torch_pruning: bool) -> dict[str, Any]:
     rows = {}
     for name in names:
         model, x = build(name), torch.zeros(1, 3, 224, 224)
-        times = interleaved(
-            {
-                "forward": lambda model=model, x=x: forward(model, x),
-                "trace": lambda model=model, x=x: es.trace(model, x, check=False),
-                "trace and trial cut": lambda model=model, x=x: es.trace(model, x),
-            },
-            rounds,
-        )
+        variants = {
+            "forward": lambda model=model, x=x: forward(model, x),
+            "trace": lambda model=model, x=x: es.trace(model, x, check=False),
+            "trace and trial cut": lambda model=model, x=x: es.trace(model, x),
+        }
+        gc.collect()
+        gc.freeze()  # a collection goes through what a variant made, not through all that this process has loaded
+        times = interleaved(variants | (theirs(model, x) if torch_pruning else {}), rounds)
         rows[name] = compare(times, "forward") | {"groups": len(es.trace(model, x).groups)}
+        if torch_pruning:
+            against = compare(times, THEIRS)
+            rows[name]["over Torch-Pruning's graph"] = {ours: against[ours] for ours in ("trace", "trace and trial cut")}
     return rows
+
+
+def theirs(model: nn.Module, x: torch.Tensor) -> dict[str, Callable[[], None]]:
+    """Torch-Pruning's graph of the model, and the graph with its groups."""
+    import torch_pruning
+
+    def graph() -> Any:
+        return torch_pruning.DependencyGraph().build_dependency(model, x)
+
+    return {THEIRS: graph, f"{THEIRS} with groups": lambda: list(graph().get_all_groups())}
 
 
 def metas() -> dict[str, Any]:
@@ -129,40 +143,14 @@ def step_of(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-THEIRS = """
-import json, sys, torch, torch_pruning as tp
-sys.path.insert(0, "benchmarks")
-from bench_graph import NAMES, build, forward
-from common import seconds
-rows = {}
-for name in NAMES:
-    model, x = build(name), torch.zeros(1, 3, 224, 224)
-    forward(model, x)
-    try:
-        graph = seconds(lambda: tp.DependencyGraph().build_dependency(model, x), int(sys.argv[1]))
-        groups = seconds(lambda: list(tp.DependencyGraph().build_dependency(model, x).get_all_groups()), int(sys.argv[1]))
-        plain = seconds(lambda: forward(model, x), int(sys.argv[1]))
-        rows[name] = {"graph_s": graph, "graph_and_groups_s": groups, "ratio": graph / plain}
-    except Exception as error:
-        rows[name] = {"error": str(error)[:200]}
-print(json.dumps(rows))
-"""
-
-
-def theirs(python: str, rounds: int) -> dict[str, Any]:
-    done = subprocess.run([python, "-c", THEIRS, str(rounds)], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch-pruning", metavar="PYTHON", help="a python that has torch-pruning 1.6.1")
+    parser.add_argument("--torch-pruning", action="store_true", help="time torch-pruning 1.6.1 beside")
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
     given = parser.parse_args()
     rounds = 2 if given.quick else 9
     content = {
-        "trace": traces(NAMES[:2] if given.quick else NAMES, rounds),
-        "torch_pruning": theirs(given.torch_pruning, rounds) if given.torch_pruning else None,
+        "trace": traces(NAMES[:2] if given.quick else NAMES, rounds, torch_pruning=given.torch_pruning),
         "meta": metas(),
         "resnet50": sorted((search_and_cut(rounds) for _ in range(3)), key=lambda row: row["cut_s"])[1],
         "step": steps(3 * rounds),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -33,9 +34,16 @@ def read_scale(model: nn.Module, path: str) -> float:
     return value
 
 
-def write(model: nn.Module, path: str, value: float) -> None:
-    """Set the number at ``path``; a tuple or list around it is made anew."""
-    module, name, place = _found(model, path)
+def write(model: nn.Module, path: str, value: float, modules: Mapping[str, nn.Module] | None = None) -> None:
+    """Set the number at ``path``; a tuple or list around it is made anew.
+
+    Args:
+        model: where paths start.
+        path: of the number.
+        value: the new one.
+        modules: ``model.named_modules()`` as a dictionary, to look paths up in.
+    """
+    module, name, place = _found(model, path, modules)
     if place is None:
         setattr(module, name, value)
         return
@@ -53,7 +61,8 @@ def _value(model: nn.Module, path: str) -> Any:
         return None
 
 
-def _found(model: nn.Module, path: str) -> tuple[nn.Module, str, int | None]:
+def _found(model: nn.Module, path: str, modules: Mapping[str, nn.Module] | None = None) -> tuple[nn.Module, str, int | None]:
     owner, _, leaf = path.rpartition(".")
     name, bracket, place = leaf.partition("[")
-    return model.get_submodule(owner), name, int(place.rstrip("]")) if bracket else None
+    module = modules[owner] if modules is not None and owner in modules else model.get_submodule(owner)
+    return module, name, int(place.rstrip("]")) if bracket else None

@@ -100,9 +100,10 @@ def _halve(trial: Trial, numbers: list[int], broken: dict[Group, str], tried: st
 
 def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) -> None:
     """Cut a stand-in without ceremony."""
-    known = dict(named_tensors(model))
+    modules = dict(model.named_modules())
+    known = dict(named_tensors(model, modules.items()))
     changed = {id(known[name]): _cut(known[name], alive) for name, alive in _by_tensor(graph.left(kept)).items()}
-    for module in model.modules():
+    for module in modules.values():
         for leaf, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in changed:  # not changed in place: it may be the user's own
                 module._parameters[leaf] = nn.Parameter(changed[id(parameter)], parameter.requires_grad)
@@ -110,7 +111,7 @@ def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) ->
             if buffer is not None and id(buffer) in changed:
                 module._buffers[leaf] = changed[id(buffer)]
     for path, value in graph.integers(kept).items():
-        write(model, path, value)
+        write(model, path, value, modules)
 
 
 def _by_tensor(left: Mapping[Place, Mask]) -> dict[str, dict[int, Mask]]:
