@@ -262,6 +262,11 @@ class OCSPRun(StructuredRun):
             staying[group] = order[:width].sort().values
         return staying
 
+    def advice(self) -> str:
+        if self.began is not None:
+            return super().advice()
+        return "Sparsity learning had not begun, so nothing was shrunk: check more often, or say when it starts with start."
+
     def _has_learned(self) -> bool:
         """Whether all that the newest score goes back to was selected under sparsity learning: the phases come in order."""
         return self.began is not None and sum(check.step > self.began for check in self.checks) >= self.method.indicator.span

@@ -192,6 +192,13 @@ def test_an_indicator_that_never_fires_falls_back_and_says_so(kind):
     assert "cut after step 8 (latest)" in report.summary()
 
 
+def test_a_time_out_before_sparsity_learning_says_that_nothing_was_shrunk():
+    training = Training(early(latest=0.5, check_every=100)).train(0, STEPS // 2 - 1)
+    with pytest.warns(UserWarning, match="Sparsity learning had not begun, so nothing was shrunk: check more often, or say when"):
+        step(training, STEPS // 2 - 1)
+    assert training.run.exposed == 0
+
+
 def step(training, number):
     nn.functional.cross_entropy(training.net(batch(number)[0]), batch(number)[1]).backward()
     training.optimizer.step()

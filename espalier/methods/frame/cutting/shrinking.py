@@ -87,6 +87,10 @@ class StructuredRun(ChoosingRun):
     def narrowed(self, keep: Mapping[Group, Tensor]) -> None:
         """A part of the channels has left; ``layout`` still has the old ones."""
 
+    def advice(self) -> str:
+        """What to change after a time-out."""
+        return "Check more often, lower the threshold, or raise latest."
+
     def verdict(self) -> str | None:
         """After a look: why to cut now, or None."""
         if self.indicator is not None and self.indicator.fires([check.score for check in self.checks]):
@@ -212,7 +216,7 @@ class StructuredRun(ChoosingRun):
         warnings.warn(
             f"The selection of channels had not settled after {self._step} of {self.site.clock.total} steps (the last score of "
             f"the {self.indicator.name} indicator is {'none yet' if score is None else f'{score:.3f}'}): they leave now all "
-            f"the same, as latest says. Check more often, lower the threshold, or raise latest.",
+            f"the same, as latest says. {self.advice()}",
             stacklevel=2,
         )
 
