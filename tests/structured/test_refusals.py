@@ -194,7 +194,7 @@ def test_an_indicator_that_never_fires_falls_back_and_says_so(kind):
 
 def test_a_time_out_before_sparsity_learning_says_that_nothing_was_shrunk():
     training = Training(early(latest=0.5, check_every=100)).train(0, STEPS // 2 - 1)
-    with pytest.warns(UserWarning, match="Sparsity learning had not begun, so nothing was shrunk: check more often, or say when"):
+    with pytest.warns(UserWarning, match="Sparsity learning had not begun, so nothing was shrunk: check more often, or"):
         step(training, STEPS // 2 - 1)
     assert training.run.exposed == 0
 
