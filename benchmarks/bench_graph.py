@@ -56,6 +56,7 @@ def traces(names: list[str], rounds: int, *, torch_pruning: bool) -> dict[str, A
         gc.collect()
         gc.freeze()  # a collection goes through what a variant made, not through all that this process has loaded
         times = interleaved(variants | (theirs(model, x) if torch_pruning else {}), rounds)
+        gc.unfreeze()  # a cut goes through all objects
         rows[name] = compare(times, "forward") | {"groups": len(es.trace(model, x).groups)}
         if torch_pruning:
             against = compare(times, THEIRS)
