@@ -3,6 +3,7 @@
 Usage:
     python -m benchmarks.coverage --side ours [--only NAME ...] [--again] [--untimed]
     python -m benchmarks.coverage --side theirs --python ENV/bin/python      (the environment: see theirs.py)
+    PYTHONPATH=FOLDER python -m benchmarks.coverage --side speed             (both in turn; the folder: see speed.py)
     python -m benchmarks.coverage.table
 """
 
@@ -72,7 +73,11 @@ def theirs(key: str, python: str, untimed: bool) -> dict[str, Any]:
     return second if second["outcome"] == "ok" else first
 
 
-SIDES = {"ours": ours, "theirs": theirs}
+def speed(key: str, python: str, untimed: bool) -> dict[str, Any]:
+    return attempt([python, "-m", "benchmarks.coverage.speed", key], key)
+
+
+SIDES = {"ours": ours, "theirs": theirs, "speed": speed}
 
 
 def main() -> None:

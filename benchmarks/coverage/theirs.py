@@ -49,6 +49,14 @@ def tracing(entry: Entry) -> dict[str, Any]:
     return {"forward_fn": losses}
 
 
+def sample(entry: Entry, inputs: tuple[Any, ...]) -> Any:
+    return inputs if is_detector(entry) else inputs[0]
+
+
+def graph_of(entry: Entry, model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    return tp.DependencyGraph().build_dependency(model, sample(entry, inputs), **tracing(entry))
+
+
 def run(key: str, batch: int) -> None:
     limit(TIME)
     entry, record = find(key), Record(key)
@@ -59,14 +67,12 @@ def run(key: str, batch: int) -> None:
         macs, parameters = size(entry, model.eval(), inputs)
         record.note(batch=batch, macs=macs, parameters=parameters, forward_s=forward_seconds(entry, model, inputs))
     with record.stage("graph"):
-        sample = inputs if is_detector(entry) else inputs[0]
-        trace = tracing(entry)
-        record.note(graph_s=warm_seconds(lambda: tp.DependencyGraph().build_dependency(model, sample, **trace)))
+        record.note(graph_s=warm_seconds(lambda: graph_of(entry, model, inputs)))
     with record.stage("pruner"):
         importance = tp.importance.GroupMagnitudeImportance(p=2)
         pruner = tp.pruner.BasePruner(
             model,
-            sample,
+            sample(entry, inputs),
             importance,
             global_pruning=True,
             pruning_ratio=0.5,
@@ -74,7 +80,7 @@ def run(key: str, batch: int) -> None:
             in_channel_groups={},
             out_channel_groups={},
             num_heads={},
-            **trace,
+            **tracing(entry),
         )
     with record.stage("prune"):
         pruner.step()

@@ -186,6 +186,12 @@ class Axes(AtomsAgain):
                 inner.append(two[:, 0])
         return self._stacked(outer), self._stacked(inner)
 
+    def divided(self, rows: Array, sizes: tuple[int, int]) -> tuple[Rows, Rows] | None:
+        """Rows of both factors of a dimension that is the product of two such lengths already; None if it is not."""
+        if 1 in sizes or crossed(self.resolve(rows).reshape(*sizes, -1)):
+            return None
+        return self.split(rows, sizes, (True, True), "")
+
     def _keep_unless(self, may: bool, rows: Array, name: str) -> None:
         """Freeze a factor that was there already, if the code fixes its length."""
         if not may:

@@ -137,6 +137,9 @@ COMPOSITES: dict[Any, Composite] = {
         ("weight", "bias"),
         _layer_norm,
     ),
+    functional.rms_norm: Composite(
+        "rms_norm", ("input", "normalized_shape", "weight", "eps"), shortcuts.rms_norm, ("input",), ("weight",), _layer_norm
+    ),
     **dict.fromkeys((torch.cat, torch.concat), Composite("cat", ("tensors", "dim"), shortcuts.cat, (), (), _joined)),
     **dict.fromkeys(
         (torch.add, Tensor.add, Tensor.__add__), Composite("add", ("self", "other"), shortcuts.entries, ("self", "other"))

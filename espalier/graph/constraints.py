@@ -75,8 +75,9 @@ class Constraints:
         """Unify or freeze until every demand holds on random cuts."""
         for origin, length, where in self._equal:
             self.demand(origin, length.rows, length.size, where)
-        for demand in self._demands:  # an attribute that is only met in expressions
-            self._learn(demand.origin, demand.rows, demand.size)
+        for learn in (self._learn, self._guess):  # attributes that are only met in expressions
+            for demand in self._demands:
+                learn(demand.origin, demand.rows, demand.size)
         tried: set[int] = set()
         for _ in range(ROUNDS):
             broken = self._broken(self._demands)
@@ -116,8 +117,6 @@ class Constraints:
 
     def _fails(self, demand: Demand, alive: Mask) -> bool:
         wanted = self._value(demand.origin, alive)
-        if wanted is None:
-            return False
         return bool(np.any((wanted != _count(demand.rows, demand.size, alive)) & ~np.isnan(wanted)))
 
     def _lengths(self, origin: Origin) -> Iterator[tuple[Rows, int]]:
@@ -128,17 +127,16 @@ class Constraints:
         elif (found := self._rows(origin)) is not None:
             yield found
 
-    def _value(self, origin: Origin, alive: Mask) -> Counts | None:
-        """What a number is after each cut: nan where it is divided by 0, None where it needs an attribute never used alone."""
+    def _value(self, origin: Origin, alive: Mask) -> Counts:
+        """What a number is after each cut: nan where it is divided by 0. No cut changes an attribute of which it is not known
+        what it counts."""
         if isinstance(origin, int):
             return origin
         if isinstance(origin, Length):
             return _count(origin.rows, origin.size, alive)
         if isinstance(origin, Attribute):
-            return _count(*self.attributes[origin.path], alive) if origin.path in self.attributes else None
+            return _count(*self.attributes[origin.path], alive) if origin.path in self.attributes else origin.value
         left, right = self._value(origin.left, alive), self._value(origin.right, alive)
-        if left is None or right is None:
-            return None
         if origin.sign == "//":
             right = np.where(right == 0, np.nan, right)
         found: Counts = SIGNS[origin.sign](left, right)
@@ -171,6 +169,25 @@ class Constraints:
                         rows, (factor[1], size // factor[1]), (not isinstance(known, int), True), "product"
                     )
                     self._learn(unknown, inner, size // factor[1])
+
+    def _guess(self, origin: Origin, rows: Rows, size: int) -> None:
+        """What two attributes count that are met in one expression alone: ``self.parts * self.width``, where the dimension is
+        divided so already, or ``self.dim // self.parts``, with a number of parts that no cut changes."""
+        if not isinstance(origin, Expression) or rows is None:
+            return
+        left, right = origin.left, origin.right
+        if not isinstance(left, Attribute) or not isinstance(right, Attribute):
+            return
+        if left.path in self.attributes or right.path in self.attributes:
+            return
+        if origin.sign == "//" and left.value == right.value * size:
+            self._learn(left, merge([(None, right.value), (rows, size)]), left.value)
+        elif origin.sign == "*" and left.value * right.value == size:
+            for outer, inner in ((left, right), (right, left)):
+                if (parts := self.axes.divided(rows, (outer.value, inner.value))) is not None:
+                    for attribute, part in zip((outer, inner), parts, strict=True):
+                        self._learn(attribute, part, attribute.value)
+                    return
 
     def _solve(self, origin: Origin, rows: Rows, size: int, where: str) -> None:
         found = self._rows(origin)

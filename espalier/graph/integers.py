@@ -23,9 +23,10 @@ class Length:
 
 
 class Attribute(NamedTuple):
-    """An integer that a module keeps, such as ``blocks.0.attn.num_heads`` or ``norm.normalized_shape[0]``."""
+    """An integer that a module keeps, such as ``blocks.0.attn.num_heads`` or ``norm.normalized_shape[0]``, and its value."""
 
     path: str
+    value: int
 
 
 @dataclass(frozen=True, eq=False)

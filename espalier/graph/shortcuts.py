@@ -186,6 +186,11 @@ def layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[
     return _layer_norm(x, shape, weight, bias) if _all_meta(x, weight, bias) else None
 
 
+def rms_norm(x: Tensor, shape: Any, weight: Any, *_: Any) -> Tensor | None:
+    """``torch.nn.functional.rms_norm``."""
+    return _empty(x.shape, x) if _all_meta(x, weight) and _layer_norm(x, shape, weight, None) is not None else None
+
+
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor | None:
     """``torch.cat``."""
     return _cat(tensors, dim) if _all_meta(*tensors) else None

@@ -220,13 +220,13 @@ SPATIAL = frozenset(
 
 def _traced(value: Any, path: str, labels: Labels) -> Any:
     if type(value) is int:
-        return Traced(value, Attribute(path), labels)
+        return Traced(value, Attribute(path, value), labels)
     if not 0 < len(value) <= 16:
         return None
     for item in value:
         if type(item) is not int:
             return None
-    return type(value)([Traced(item, Attribute(f"{path}[{place}]"), labels) for place, item in enumerate(value)])
+    return type(value)([Traced(item, Attribute(f"{path}[{place}]", item), labels) for place, item in enumerate(value)])
 
 
 @contextlib.contextmanager

@@ -29,4 +29,4 @@ def length(rows: np.ndarray | None, size: int) -> Traced:
 
 
 def attribute(value: int, path: str = "heads") -> Traced:
-    return Traced(value, Attribute(path))
+    return Traced(value, Attribute(path, value))

@@ -109,7 +109,7 @@ def test_what_cannot_be_made_to_fit_is_frozen(axes, constraints):
 def test_numbers_that_the_code_compares_stay_equal(axes, constraints):
     rows, other = axes.fresh(4, "a"), axes.fresh(4, "b")
     demand(constraints, attribute(4, "dim"), rows, 4)
-    constraints.equal(Attribute("dim"), Length(other, 4), "here")
+    constraints.equal(Attribute("dim", 4), Length(other, 4), "here")
     constraints.settle()
     assert same(axes, rows, other)
 
@@ -117,4 +117,4 @@ def test_numbers_that_the_code_compares_stay_equal(axes, constraints):
 def test_an_expression_keeps_both_sides():
     origin = origin_of(attribute(12, "dim") // attribute(4))
     assert isinstance(origin, Expression)
-    assert (origin.sign, origin.left, origin.right) == ("//", Attribute("dim"), Attribute("heads"))
+    assert (origin.sign, origin.left, origin.right) == ("//", Attribute("dim", 12), Attribute("heads", 4))

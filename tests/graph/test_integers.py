@@ -64,14 +64,14 @@ class Watching:
 
 def test_equal_numbers_are_reported_and_different_ones_not():
     watch = Watching()
-    a, b, c = (Traced(value, Attribute(name), watch) for value, name in ((3, "a"), (3, "b"), (4, "c")))
+    a, b, c = (Traced(value, Attribute(name, value), watch) for value, name in ((3, "a"), (3, "b"), (4, "c")))
     assert (a == b, a == c, a != b, a == 3) == (True, False, False, True)
     assert watch.equal == [(3, 3), (3, 3)]
 
 
 def test_numbers_that_become_real_are_reported():
     watch = Watching()
-    number = Traced(16, Attribute("width"), watch)
+    number = Traced(16, Attribute("width", 16), watch)
     assert (number**-0.5, math.sqrt(number), 1 / number, number / 2, float(number)) == (0.25, 4.0, 1 / 16, 8.0, 16.0)
     assert watch.real == [16] * 5
 
@@ -89,5 +89,5 @@ def test_the_same_expression_has_the_same_origin(axes):
     rows = axes.fresh(12, "a")
     assert same_origin(origin_of(length(rows, 12) // 3), origin_of(length(rows, 12) // 3))
     assert not same_origin(origin_of(length(rows, 12) // 3), origin_of(length(rows, 12) // 4))
-    assert not same_origin(Attribute("a"), Attribute("b"))
+    assert not same_origin(Attribute("a", 3), Attribute("b", 3))
     assert not same_origin(length(rows, 12).origin, length(axes.fresh(12, "b"), 12).origin)
