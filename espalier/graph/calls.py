@@ -1,7 +1,7 @@
 """Which module is running, and which ones ask whether the model trains.
 
-Code that never reads ``training`` does the same in both modes. So the pass in training mode repeats only the calls that read
-it. What ``torch.nn`` reads it for, dropout and statistics, changes no axis.
+Code that never reads ``training`` does the same in both modes. So in training mode only the calls that read it are repeated
+(``training.py``). What ``torch.nn`` reads it for, dropout and statistics, changes no axis.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -26,28 +26,53 @@ Modules = Sequence[tuple[str, nn.Module]]  # those of a model, with their paths
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module; those that read ``training`` keep what they were given and what they returned."""
+    """One call of a module."""
 
     path: str
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    earlier: int  # how many calls had read ``training`` when it began
+    earlier: int  # how many calls had ended when it began
     start: int  # how many events there had been
+    end: int = 0  # and when it ended
     out: Any = None
-    asked: bool = False
+    inside: list[Call] = field(default_factory=list)  # the calls that it made itself
+    asked: bool = False  # whether it has read ``training``
     others: bool = False  # whether there are like calls that have not been made
-    events: Sequence[Event] = ()
+    lost: bool = False  # whether who made it has failed since
+    differs: bool = False  # whether ``trained`` is something else than ``out``
+    trained: Any = None  # what it returns in training mode, if it differs
+
+    def events(self, labels: Labels) -> list[Event]:
+        """What it did itself, and for each call inside that it was made."""
+        found: list[Event] = []
+        place = self.start
+        for call in self.inside:
+            found += labels.events[place : call.start]
+            found.append((CALLED, call, call.out))
+            place = call.end
+        return found + labels.events[place : self.end]
+
+
+CALLED = "called"
+
+
+class Repeat(Protocol):
+    """A call made a second time."""
+
+    def inside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
+        """What a module returns that it calls; ``run`` runs that."""
 
 
 @dataclass
 class Calls:
-    """The calls of one pass that are under way, and the outermost finished ones that read ``training``."""
+    """The calls of one pass."""
 
     labels: Labels
     plain: set[str]  # modules whose forward is that of torch.nn
-    asking: list[Call] = field(default_factory=list)
+    ended: list[Call] = field(default_factory=list)  # those inside before those that made them
     twins: Twins | None = None  # where like blocks are labelled once
+    repeat: Repeat | None = None  # where a call is made again
     _running: list[Call] = field(default_factory=list)
 
     @classmethod
@@ -55,9 +80,18 @@ class Calls:
         """Of the modules of a model."""
         return cls(labels, {path for path, module in modules if _is_plain(module)})
 
+    def asking_since(self, earlier: int) -> list[Call]:
+        """Those that have read ``training``, of all but so many that had ended."""
+        return [call for call in self.ended[earlier:] if call.asked]
+
+    def new(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """A call that is about to begin."""
+        events = len(self.labels.events)
+        return Call(path, module, args, kwargs, len(self.ended), events, events)
+
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A hook before a module's forward."""
-        self._running.append(Call(path, module, args, kwargs, len(self.asking), len(self.labels.events)))
+        self._running.append(self.new(path, module, args, kwargs))
         self.labels.module = path
 
     def leave(self, module: nn.Module, args: object, out: Any) -> None:
@@ -65,9 +99,14 @@ class Calls:
         while (call := self._running.pop()).module is not module:
             pass  # it raised, and the model went on
         self.labels.module = self._running[-1].path if self._running else ""
-        if call.asked:
-            call.out, call.events = out, self.labels.events[call.start :]
-            self.asking[call.earlier :] = [call]
+        call.out, call.end = out, len(self.labels.events)
+        self.end(call)
+
+    def end(self, call: Call) -> None:
+        """A call has returned."""
+        self.ended.append(call)
+        if self._running:
+            self._running[-1].inside.append(call)
 
     def fail(self) -> None:
         """A module raised. The model may catch that and take another way: whoever catches it depends on what was read."""
@@ -75,6 +114,8 @@ class Calls:
         self.labels.module = self._running[-1].path if self._running else ""
         if call.asked and self._running:
             self._running[-1].asked = True
+        for each in call.inside:
+            each.lost = True
 
     def asked(self) -> None:
         """The running module reads ``training``, its own or another's."""
@@ -110,12 +151,10 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def can_be_watched(modules: Modules) -> bool:
-    """Whether every read of ``training`` can be seen, and nothing else happens when the mode is set."""
+    """Whether every read of ``training`` can be seen."""
     kinds = {type(module) for _, module in modules}
     return not any(
         issubclass(kind, torch.jit.ScriptModule)
-        or kind.train is not nn.Module.train
-        or kind.eval is not nn.Module.eval
         or type(kind) not in (type, abc.ABCMeta)
         or any("training" in vars(base) or "__init_subclass__" in vars(base) for base in kind.__mro__[:-1])
         for kind in kinds
@@ -124,11 +163,12 @@ def can_be_watched(modules: Modules) -> bool:
 
 def set_mode(model: nn.Module, modules: Modules, *, training: bool) -> None:
     """``model.train(training)``; where that sets flags and nothing else, they are set more quickly."""
-    if not can_be_watched(modules):
+    kinds = {type(module) for _, module in modules}
+    if all(kind.train is nn.Module.train and kind.eval is nn.Module.eval for kind in kinds) and can_be_watched(modules):
+        for _, module in modules:
+            module.__dict__["training"] = training
+    else:
         _ = model.train() if training else model.eval()
-        return
-    for _, module in modules:
-        module.__dict__["training"] = training
 
 
 @contextlib.contextmanager
@@ -164,12 +204,13 @@ def _watched(kind: Any, calls: Calls, paths: Mapping[int, str]) -> Any:
         module.__dict__["training"] = value
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        path, twins = paths.get(id(module)), calls.twins
+        path, twins, repeat = paths.get(id(module)), calls.twins, calls.repeat
         if path is None:  # made while the model runs
             return kind.__call__(module, *args, **kwargs)
+        if repeat is not None:
+            return repeat.inside(module, args, kwargs, lambda: followed(module, path, args, kwargs))
         if twins is not None and path in twins.paths:
-            asked = Call(path, module, args, kwargs, len(calls.asking), 0)
-            return twins.run(asked, lambda: followed(module, path, args, kwargs))
+            return twins.run(calls.new(path, module, args, kwargs), lambda: followed(module, path, args, kwargs))
         return followed(module, path, args, kwargs)
 
     def followed(module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -36,8 +36,9 @@ class Composite:
     tensors: tuple[str, ...]  # these have to be tensors
     optional: tuple[str, ...] = ()  # or None
     told: Callable[[Given], Given | None] | None = None  # the arguments as the operation is told them; None: take it apart
+    silent: frozenset[str] = frozenset()  # arguments that say nothing of axes
 
-    def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Given | None:
+    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Given | None:
         """The arguments by name, None for those that were left out; None if the call is not a usual one."""
         given: Given = dict.fromkeys(self.arguments)
         given.update(zip(self.arguments, args, strict=False))
@@ -50,7 +51,15 @@ class Composite:
         for name in self.optional:
             if type(given[name]) not in PLAIN_OR_NONE:
                 return None
-        return given if self.told is None else self.told(given)
+        return given
+
+    def given(self, named: Given) -> Given | None:
+        """The arguments as the operation is told them; None where it has to be taken apart."""
+        return named if self.told is None else self.told(named)
+
+    def telling(self, named: Given) -> Given:
+        """The arguments by which two calls can be told apart."""
+        return {name: value for name, value in named.items() if name not in self.silent} if self.silent else named
 
     def result(self, given: Given) -> Any:
         """What the function returns on meta; None where it has to be taken apart."""
@@ -85,10 +94,11 @@ def _each(value: Any, default: int, count: int) -> list[int] | None:
 
 
 def _batch_norm(given: Given) -> Given | None:
-    """In evaluation mode only: in training mode torch asks for several values per channel."""
-    if given["training"] or not isinstance(given["eps"], float) or given["eps"] < 0:
+    """In training mode torch asks for several values per channel."""
+    x = given["input"]
+    if not isinstance(given["eps"], float) or given["eps"] < 0 or (given["training"] and x.numel() <= x.shape[1]):
         return None
-    return {name: given[name] for name in ("input", "weight", "bias", "running_mean", "running_var", "training")}
+    return {name: given[name] for name in ("input", "weight", "bias", "running_mean", "running_var")}
 
 
 def _layer_norm(given: Given) -> Given:
@@ -115,6 +125,7 @@ COMPOSITES: dict[Any, Composite] = {
         ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
         shortcuts.attention,
         ("query", "key", "value"),
+        silent=frozenset({"dropout_p"}),
     ),
     **dict.fromkeys(
         (torch.matmul, Tensor.matmul, Tensor.__matmul__),
@@ -128,6 +139,7 @@ COMPOSITES: dict[Any, Composite] = {
         ("input", "running_mean", "running_var"),
         ("weight", "bias"),
         _batch_norm,
+        silent=frozenset({"training", "momentum"}),
     ),
     functional.layer_norm: Composite(
         "native_layer_norm",
@@ -162,8 +174,7 @@ class CompositesOnMeta(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         composite = COMPOSITES.get(func)
-        if composite is not None and (given := composite.given(args, kwargs)) is not None:
-            out = composite.result(given)
-            if out is not None:
-                return first_of(out)
-        return func(*args, **kwargs)
+        named = None if composite is None else composite.named(args, kwargs)
+        given = None if composite is None or named is None else composite.given(named)
+        out = None if composite is None or given is None else composite.result(given)
+        return func(*args, **kwargs) if out is None else first_of(out)

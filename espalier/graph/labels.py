@@ -19,6 +19,8 @@ from espalier.graph.rows import Array, Rows, equal
 Dims = list[Rows]
 Event = tuple[Any, Any, Any]  # what was called, the arguments, the results; of operations, functions and comparisons of lengths
 
+LOOKED = "looked"  # an event: the code has read a shape
+
 KERNEL = "is a spatial dimension of a kernel"
 
 

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from espalier.graph.calls import Call
 from espalier.graph.integers import Expression, Length, Origin, Traced, plain
-from espalier.graph.labels import Event, Labels
+from espalier.graph.labels import LOOKED, Event, Labels
 from espalier.graph.modes import without_functions
 from espalier.graph.operands import tensors_among
 
 VALUES = frozenset({
     int, float, complex, bool, str, bytes, type(None), type, types.BuiltinFunctionType, torch.dtype, torch.device,
 })  # fmt: skip
+
+ALL_BUT_LENGTHS = VALUES - {int}
 
 EMPTY = frozenset({dict, OrderedDict, list, tuple, set})
 
@@ -31,30 +33,37 @@ class Unusual(Exception):
     """Something may depend on more than its description."""
 
 
-def description(call: Call) -> Any:
-    """What decides what a call does, as a value to compare; None if that cannot be told."""
-    found = described([call.args, call.kwargs, call.module])
-    return None if found is None else (found[0], tuple(event[0] for event in call.events))
+def description(call: Call, events: Sequence[Event]) -> Any:
+    """What decides what a call does, as a value to compare; None if that cannot be told.
+
+    Args:
+        call: finished.
+        events: what it did itself.
+    """
+    whats = tuple([event[0] for event in events])
+    exact = LOOKED in whats or not isinstance(call.module, nn.modules.batchnorm._BatchNorm)
+    found = described([call.args, call.kwargs, call.module], exact=exact)
+    return None if found is None else (found[0], whats)
 
 
-def described(parts: Sequence[Any]) -> tuple[Any, list[Tensor | nn.Module]] | None:
+def described(parts: Sequence[Any], *, exact: bool = True) -> tuple[Any, list[Tensor | nn.Module]] | None:
     """What decides what code does with these, as a value to compare, and the tensors and modules in them in the order of the
-    description. None if that cannot be told."""
+    description. None if that cannot be told. If not ``exact``, lengths are left out: for a batch norm that looks at none."""
     seen: dict[int, int] = {}  # objects that outlive the description, by id: their numbers
     objects: list[Tensor | nn.Module] = []
     try:
         with without_functions():  # plain sizes: traced ones take note of every comparison
-            return tuple([_described(part, seen, objects) for part in parts]), objects
+            return tuple([_described(part, seen, objects, exact) for part in parts]), objects
     except Unusual:
         return None
 
 
-def _described(value: Any, seen: dict[int, int], objects: list[Tensor | nn.Module]) -> Any:
+def _described(value: Any, seen: dict[int, int], objects: list[Tensor | nn.Module], exact: bool) -> Any:
     """What was seen before is described by its number alone: code may ask whether two of its objects are one."""
     value = plain(value)
     kind = type(value)
     if kind in VALUES:
-        return kind, value
+        return (kind, value) if exact or kind is not int else kind
     if kind is types.FunctionType and value.__closure__ is None:
         return kind, value
     if id(value) in seen:
@@ -66,20 +75,23 @@ def _described(value: Any, seen: dict[int, int], objects: list[Tensor | nn.Modul
         if not value.is_meta:
             raise Unusual
         objects.append(value)
+        if not exact:
+            return kind, value.dim(), value.dtype, value.requires_grad
         return kind, value.shape, value.stride(), value.dtype, value.requires_grad
     if kind in (dict, OrderedDict):
-        return kind, tuple([(key, _described(item, seen, objects)) for key, item in value.items()])
+        return kind, tuple([(key, _described(item, seen, objects, exact)) for key, item in value.items()])
     if kind in (tuple, list, torch.Size):
-        return kind, tuple([_described(item, seen, objects) for item in value])
+        return kind, tuple([_described(item, seen, objects, exact) for item in value])
     if isinstance(value, nn.Module):
         objects.append(value)
         held = value.__dict__
         kinds = tuple(map(type, held.values()))
-        plain_ones = [item for item, what in zip(held.values(), kinds, strict=True) if what in VALUES]
+        values = VALUES if exact else ALL_BUT_LENGTHS
+        plain_ones = [item for item, what in zip(held.values(), kinds, strict=True) if what in values]
         others = [
             item for item, what in zip(held.values(), kinds, strict=True) if what not in VALUES and (what not in EMPTY or item)
         ]
-        return kind, tuple(held), kinds, tuple(plain_ones), tuple([_described(item, seen, objects) for item in others])
+        return kind, tuple(held), kinds, tuple(plain_ones), tuple([_described(item, seen, objects, exact) for item in others])
     raise Unusual
 
 

@@ -177,7 +177,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) 
 
 
 def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``torch.nn.functional.batch_norm`` in evaluation mode, of (x, weight, bias, mean, variance)."""
+    """``torch.nn.functional.batch_norm``, of (x, weight, bias, mean, variance)."""
     return _batch_norm(x, *rest) if _all_meta(x, *rest[:4]) else None
 
 

@@ -22,7 +22,7 @@ from espalier.graph.calls import Modules
 from espalier.graph.composites import COMPOSITES, first_of
 from espalier.graph.functions import ARITHMETIC, DROPOUT, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
-from espalier.graph.labels import Labels, Product
+from espalier.graph.labels import LOOKED, Labels, Product
 from espalier.graph.modes import TorchDispatchMode, without_functions, without_operations
 from espalier.graph.operands import arguments_of, tensors_among
 from espalier.graph.shortcuts import run_on_meta
@@ -31,6 +31,9 @@ MAKERS = ("empty", "zeros", "ones", "full", "rand", "randn")
 SHAPE_ONLY = {
     form.format(name) for name in MAKERS for form in ("{}_like", "new_{}")
 }  # the noise of dropout: no value of x is in it
+
+
+COUNTING_UP = {Tensor.add_, Tensor.__iadd__}
 
 
 class Functions(TorchFunctionMode):
@@ -55,6 +58,8 @@ class Functions(TorchFunctionMode):
             return func(*args)  # len() accepts plain integers only
         if func in DROPOUT:
             return self._dropout(func, name, args, kwargs)
+        if func in COUNTING_UP and self._is_counter(args[0]):
+            return self._uncounted(func, args, kwargs)
         labels.events.append((func, (args, kwargs), None))
         if func in REPLACED:
             with self:
@@ -74,12 +79,13 @@ class Functions(TorchFunctionMode):
     def _in_one_go(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Label a composite. None where it has to be taken apart."""
         composite, frames = COMPOSITES[func], self.labels.frames
-        given = composite.given(args, kwargs) if self.operations.meta else None
+        named = composite.named(args, kwargs) if self.operations.meta else None
+        given = None if named is None else composite.given(named)
         out = None if given is None else composite.result(given)
-        if given is None or out is None:
+        if named is None or given is None or out is None:
             return None
         frames.append(frame_of(name, args, kwargs))
-        self.labels.events.append((func, (args, kwargs), out))
+        self.labels.events.append((func, composite.telling(named), out))
         operation = _described_by_name(composite.name, in_place=out is given.get("self"))
         self.operations.label(operation, given, out, list(out) if type(out) is tuple else [out])
         frames.pop()
@@ -98,8 +104,19 @@ class Functions(TorchFunctionMode):
             self.operations.label(_described_by_name("dropout", in_place=False), {"input": x}, out, [out])
         return out
 
+    def _is_counter(self, tensor: Any) -> bool:
+        return self.operations.meta and tensor.dim() == 0 and not tensor.is_floating_point() and bool(self.labels.name_of(tensor))
+
+    def _uncounted(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """No event: nobody can tell how often a batch norm has been called, where there are no values."""
+        guard = without_operations()
+        out = func(*args, **kwargs)
+        del guard
+        return out
+
     def _shape(self, tensor: Tensor) -> torch.Size:
         rows = self.labels.of(tensor)
+        self.labels.events.append((LOOKED, (tensor,), None))
         return torch.Size(
             [Traced(size, Length(rows[dim], size), self.labels) for dim, size in enumerate(_shape(tensor))]
         )  # fmt: skip

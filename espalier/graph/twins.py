@@ -54,13 +54,15 @@ class Twins:
             block = Block.of(self.labels, call, self._known)
             pattern = None if block is None else self._patterns.get(block.key)
             if block is not None and pattern is not None and pattern.fits(block):
-                return pattern.repeat(self.labels, block)
+                call.out = pattern.repeat(self.labels, block)
+                self.calls.end(call)
+                return call.out
             before = None if block is None else self._before(block)
         out = label()
         if block is None or before is None:
             return out
         with without_functions():
-            made = before.pattern(out, self.calls.asking[call.earlier :])
+            made = before.pattern(out, self.calls.asking_since(call.earlier))
         if made is not None:
             self._patterns[block.key] = made
         return out

@@ -1,0 +1,137 @@
+"""What a model does otherwise in training mode.
+
+Calls that have read ``training`` are made again in that mode, with the arguments they were given; what they call in turn
+returns what it has returned before, as long as it is given the like. A call that then returns something else makes whoever
+made it be repeated as well, up to the model itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from espalier.graph.calls import CALLED, Call, Calls
+from espalier.graph.held import Held
+from espalier.graph.integers import plain
+from espalier.graph.labels import Event, Labels, Source
+from espalier.graph.modes import without_functions
+from espalier.graph.repeats import description, same_events
+
+
+def settled(calls: Calls, last: Callable[[Any], object]) -> bool:
+    """Label what is done otherwise in training mode, which the modules are in. False if all has to be run for that.
+
+    Args:
+        calls: of the pass in evaluation mode.
+        last: told what the model returns in training mode, if that is something else.
+    """
+    labels, ended = calls.labels, calls.ended
+    calls.ended = []
+    kinds = Counter(type(call.module) for call in ended if call.asked)
+    harmless = set[Any]()  # descriptions of calls that do exactly the same in both modes
+    try:
+        for call in ended:
+            changed = any(each.differs for each in call.inside)
+            if not call.asked and not changed:
+                continue
+            before = call.events(labels)
+            several = kinds[type(call.module)] > 1 and not changed
+            described = description(call, before) if several else None
+            if described is not None and described in harmless:
+                continue
+            again = _Again(calls, call).made()
+            if again is None:
+                return False
+            out, events = again
+            like, same = _alike(labels, call.out, out), not changed and same_events(labels, before, events)
+            if call.others and not (like and same):  # what it does there, they would do as well
+                return False
+            if like and same and described is not None:
+                harmless.add(described)
+            elif not like:
+                if call.lost:
+                    return False
+                call.differs, call.trained = True, out
+                if not call.path:
+                    last(out)
+        return True
+    finally:
+        calls.ended = ended
+
+
+class _Again:
+    """One call made again."""
+
+    def __init__(self, calls: Calls, call: Call) -> None:
+        self._calls, self._call = calls, call
+        self._left = call.inside[::-1]
+        self._begun = False
+
+    def made(self) -> tuple[Any, list[Event]] | None:
+        """What it returns, and what it did itself; None if that cannot be told, since it fails or keeps something."""
+        calls, call = self._calls, self._call
+        before, start = Held(call.module.modules()), len(calls.labels.events)
+        calls.repeat = self
+        try:
+            out = call.module(*call.args, **call.kwargs)
+        except Exception:  # the pass of the whole model will say
+            return None
+        finally:
+            calls.repeat = None
+        return (out, calls.labels.events[start:]) if before.is_same() else None
+
+    def inside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
+        """What a module returns; see ``Repeat``."""
+        if not self._begun:  # the call itself
+            self._begun = True
+            return run()
+        if self._left and self._left[-1].module is module:
+            call = self._left.pop()
+            out = call.trained if call.differs else call.out
+            with without_functions():
+                like = _can_be_returned(out) and _alike(self._calls.labels, (call.args, call.kwargs), (args, kwargs))
+            if like:
+                self._calls.labels.events.append((CALLED, call, out))
+                return out
+        self._calls.repeat = None
+        try:
+            return run()
+        finally:
+            self._calls.repeat = self
+
+
+def _can_be_returned(out: Any) -> bool:
+    """Whether nobody can have changed it since it was returned."""
+    return isinstance(out, Tensor) or (type(out) is tuple and all(isinstance(item, Tensor | None) for item in out))
+
+
+def _alike(labels: Labels, one: Any, other: Any) -> bool:
+    """Whether the rest of a model cannot tell two results apart: same shapes, same axes."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one is other:
+            return True
+        rows = zip(labels.of(one), labels.of(other), strict=False)
+        return (
+            one.shape == other.shape
+            and all(labels.same(mine, theirs) for mine, theirs in rows)
+            and labels.weight_name(one) == labels.weight_name(other)
+            and _same_source(labels.source_of(one), labels.source_of(other))
+        )
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_alike(labels, one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(lambda a, b: _alike(labels, a, b), one, other))
+    return one is other or (isinstance(one, int | float | str) and bool(plain(one) == plain(other)))
+
+
+def _same_source(one: Source | None, other: Source | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    parts = one.part is other.part or (one.part is not None and other.part is not None and np.array_equal(one.part, other.part))
+    return parts and one.names == other.names and one.dims == other.dims and len(one.given) == len(other.given)
