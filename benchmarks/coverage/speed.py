@@ -22,7 +22,7 @@ from benchmarks.coverage.models import Entry, build, example, find, watch
 from benchmarks.coverage.theirs import graph_of
 
 TIME = 300  # seconds a model
-ROUNDS, FEW, SLOW = 7, 3, 3.0  # a round of several seconds is repeated less often
+ROUNDS, FEW, SLOW = 5, 3, 3.0  # a round of several seconds is repeated less often
 
 
 def run(key: str) -> None:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from espalier.graph.labels import Event, Labels
+from espalier.graph.leaves import Leaf, hooks_of_all, is_plain, leaf_of
+from espalier.graph.modes import without_functions
 
 if TYPE_CHECKING:
     from espalier.graph.twins import Twins
@@ -73,12 +75,13 @@ class Calls:
     ended: list[Call] = field(default_factory=list)  # those inside before those that made them
     twins: Twins | None = None  # where like blocks are labelled once
     repeat: Repeat | None = None  # where a call is made again
+    at_once: Callable[[Any, tuple[Any, ...]], Any] | None = None  # labels a function; None if that has to be taken apart
     _running: list[Call] = field(default_factory=list)
 
     @classmethod
     def of(cls, modules: Modules, labels: Labels) -> Calls:
         """Of the modules of a model."""
-        return cls(labels, {path for path, module in modules if _is_plain(module)})
+        return cls(labels, {path for path, module in modules if is_plain(module)})
 
     def asking_since(self, earlier: int) -> list[Call]:
         """Those that have read ``training``, of all but so many that had ended."""
@@ -101,6 +104,21 @@ class Calls:
         self.labels.module = self._running[-1].path if self._running else ""
         call.out, call.end = out, len(self.labels.events)
         self.end(call)
+
+    def leaf(self, path: str, module: nn.Module, leaf: Leaf, x: Tensor) -> Any:
+        """What a layer returns that need not be run; None if it has to be."""
+        if self.at_once is None or path not in self.plain:
+            return None
+        call = self.new(path, module, (x,), {})
+        above, self.labels.module = self.labels.module, path
+        with without_functions():
+            function = leaf(module, x)
+            call.out = None if function is None else self.at_once(*function)
+        self.labels.module = above
+        if call.out is not None:
+            call.end = len(self.labels.events)
+            self.end(call)
+        return call.out
 
     def end(self, call: Call) -> None:
         """A call has returned."""
@@ -140,13 +158,6 @@ def modules_followed(modules: Modules, calls: Calls) -> Iterator[None]:
             handle.remove()
 
 
-def _is_plain(module: nn.Module) -> bool:
-    kind = type(module)
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    replaced = "forward" in module.__dict__ or not kind.forward.__module__.startswith("torch.nn.")  # as of parametrized modules
-    return kind.__module__.startswith("torch.nn.") and not hooked and not replaced
-
-
 # -- who reads training --------------------------------------------------------------------------------------------
 
 
@@ -161,14 +172,20 @@ def can_be_watched(modules: Modules) -> bool:
     )
 
 
-def set_mode(model: nn.Module, modules: Modules, *, training: bool) -> None:
-    """``model.train(training)``; where that sets flags and nothing else, they are set more quickly."""
+def only_sets_flags(modules: Modules) -> bool:
+    """Whether nothing else happens when the mode is set."""
     kinds = {type(module) for _, module in modules}
-    if all(kind.train is nn.Module.train and kind.eval is nn.Module.eval for kind in kinds) and can_be_watched(modules):
-        for _, module in modules:
-            module.__dict__["training"] = training
-    else:
+    plain = all(kind.train is nn.Module.train and kind.eval is nn.Module.eval for kind in kinds)
+    return plain and can_be_watched(modules)
+
+
+def set_mode(model: nn.Module, modules: Modules, *, training: bool, flags: bool) -> None:
+    """``model.train(training)``, more quickly where it only sets ``flags``."""
+    if not flags:
         _ = model.train() if training else model.eval()
+        return
+    for _, module in modules:
+        module.__dict__["training"] = training
 
 
 @contextlib.contextmanager
@@ -178,6 +195,8 @@ def training_watched(modules: Modules, calls: Calls) -> Iterator[None]:
     that asks for exact classes: see ``asks_for_classes``."""
     kinds: dict[type[nn.Module], type[nn.Module]] = {}
     paths = {id(module): path for path, module in modules}
+    if hooks_of_all():
+        calls.at_once = None
     changed: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
         for _, module in modules:
@@ -196,6 +215,8 @@ def training_watched(modules: Modules, calls: Calls) -> Iterator[None]:
 
 
 def _watched(kind: Any, calls: Calls, paths: Mapping[int, str]) -> Any:
+    leaf = leaf_of(kind)
+
     def read(module: nn.Module) -> Any:
         calls.asked()
         return module.__dict__["training"]
@@ -207,8 +228,11 @@ def _watched(kind: Any, calls: Calls, paths: Mapping[int, str]) -> Any:
         path, twins, repeat = paths.get(id(module)), calls.twins, calls.repeat
         if path is None:  # made while the model runs
             return kind.__call__(module, *args, **kwargs)
-        if repeat is not None:
+        if repeat is not None:  # in training mode
             return repeat.inside(module, args, kwargs, lambda: followed(module, path, args, kwargs))
+        if leaf is not None and len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+            out = calls.leaf(path, module, leaf, args[0])
+            return followed(module, path, args, kwargs) if out is None else out
         if twins is not None and path in twins.paths:
             return twins.run(calls.new(path, module, args, kwargs), lambda: followed(module, path, args, kwargs))
         return followed(module, path, args, kwargs)

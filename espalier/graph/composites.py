@@ -164,8 +164,18 @@ COMPOSITES: dict[Any, Composite] = {
     functional.silu: Composite("silu", ("self", "inplace"), shortcuts.activation, ("self",)),
     functional.hardswish: Composite("hardswish", ("self", "inplace"), shortcuts.activation, ("self",)),
     functional.hardsigmoid: Composite("hardsigmoid", ("self", "inplace"), shortcuts.activation, ("self",)),
+    torch.sigmoid: Composite("sigmoid", ("self",), shortcuts.entries, ("self",)),
+    torch.tanh: Composite("tanh", ("self",), shortcuts.entries, ("self",)),
     functional.gelu: Composite("gelu", ("self", "approximate"), shortcuts.entries, ("self",)),
 }
+
+
+def on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a composite returns on meta; None for anything else, and where it has to be taken apart."""
+    composite = COMPOSITES.get(func)
+    named = None if composite is None else composite.named(args, kwargs)
+    given = None if composite is None or named is None else composite.given(named)
+    return None if composite is None or given is None else first_of(composite.result(given))
 
 
 class CompositesOnMeta(TorchFunctionMode):
@@ -173,8 +183,5 @@ class CompositesOnMeta(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        composite = COMPOSITES.get(func)
-        named = None if composite is None else composite.named(args, kwargs)
-        given = None if composite is None or named is None else composite.given(named)
-        out = None if composite is None or given is None else composite.result(given)
-        return func(*args, **kwargs) if out is None else first_of(out)
+        out = on_meta(func, args, kwargs)
+        return func(*args, **kwargs) if out is None else out

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from espalier.graph import training
-from espalier.graph.calls import Calls, can_be_watched, modules_followed, set_mode, training_watched
+from espalier.graph.calls import Calls, can_be_watched, modules_followed, only_sets_flags, set_mode, training_watched
 from espalier.graph.classes import asks_for_classes
 from espalier.graph.held import Held
 from espalier.graph.labels import Labels
@@ -25,6 +25,7 @@ class Passes:
     model: nn.Module
     inputs: Inputs
     meta: bool
+    watched: bool = False  # whether its modules could get other classes for a while
     labels: Labels = field(default_factory=Labels)
     notes: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
@@ -42,20 +43,23 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
     """
     labels, model = done.labels, done.model
     modules = list(model.named_modules())
-    set_mode(model, modules, training=False)
+    flags = only_sets_flags(modules)
+    set_mode(model, modules, training=False, flags=flags)
     calls = Calls.of(modules, labels)
-    watch = done.meta and can_be_watched(modules) and not asks_for_classes(modules)
+    watch = done.watched = done.meta and can_be_watched(modules) and not asks_for_classes(modules)
     labels.adopt(named_tensors(done.model, modules))
     calls.twins = Twins(calls, modules) if watch and twins else None
-    with labelled(modules, labels, meta=done.meta):
+    with labelled(modules, labels, meta=done.meta) as functions:
         before = Held(module for _, module in modules)
+        calls.at_once = functions.at_once if watch else None
         with (training_watched if watch else modules_followed)(modules, calls):
             out = model(*done.inputs[0], **done.inputs[1])
             calls.twins = None  # they know the calls
             done.shapes = _frozen(labels, out)
             costs = len(labels.work), len(labels.activations)
-            set_mode(model, modules, training=True)
-            settled = watch and _nothing_kept(before, calls) and training.settled(calls, lambda out: _frozen(labels, out))
+            kept = not (flags and before.is_same())
+            set_mode(model, modules, training=True, flags=flags)
+            settled = watch and (not kept or _caches_only(before, calls)) and training.settled(calls, lambda out: _frozen(labels, out))
     if not settled:
         if any(call.others for call in calls.ended):
             raise UnlikeInTraining
@@ -65,16 +69,16 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
             done.notes.append(
                 f"In training mode the model does not run on these inputs ({first_line(error)}): traced in evaluation mode."
             )
-    set_mode(model, modules, training=False)
+    set_mode(model, modules, training=False, flags=flags)
     del labels.work[costs[0] :], labels.activations[costs[1] :]  # costs are those of inference
     labels.events.clear()  # numbers in them know the labels: only the garbage collector could free that circle
     done.notes += labels.faults
     return done
 
 
-def _nothing_kept(before: Held, calls: Calls) -> bool:
-    """Whether a run leaves nothing behind that the next could find, but for caches of modules that ask for the mode: those are
-    repeated with what they find."""
+def _caches_only(before: Held, calls: Calls) -> bool:
+    """Whether all that a run leaves behind for the next are caches of modules that ask for the mode: those are repeated with
+    what they find."""
     changed = before.changed()
     if changed is None:
         return False

@@ -76,6 +76,13 @@ class Functions(TorchFunctionMode):
         finally:
             frames.pop()
 
+    def at_once(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """Label a composite that is about to be called; None for a call that does nothing. None where it has to be taken
+        apart."""
+        if func is None:
+            return args[0]
+        return self._in_one_go(func, func.__name__, args, {}) if func in COMPOSITES else None
+
     def _in_one_go(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Label a composite. None where it has to be taken apart."""
         composite, frames = COMPOSITES[func], self.labels.frames
@@ -247,8 +254,9 @@ def _traced(value: Any, path: str, labels: Labels) -> Any:
 
 
 @contextlib.contextmanager
-def labelled(modules: Modules, labels: Labels, *, meta: bool) -> Iterator[None]:
+def labelled(modules: Modules, labels: Labels, *, meta: bool) -> Iterator[Functions]:
     """Label what a replica computes inside."""
     operations = Operations(labels, meta=meta)
-    with integers_traced(modules, labels), Functions(labels, operations), operations:
-        yield
+    functions = Functions(labels, operations)
+    with integers_traced(modules, labels), functions, operations:
+        yield functions

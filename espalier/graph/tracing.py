@@ -65,7 +65,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], che
     tensors, names = dict(named(modules, "_parameters")) | buffers, frozenset(buffers)
     graph = assemble(labels, tensors, names)
     if check and graph.groups:
-        broken = freeze_what_breaks(Trial(model, done.inputs, graph, done.shapes, done.model, meta=done.meta))
+        broken = freeze_what_breaks(Trial(model, done.inputs, graph, done.shapes, done.model, meta=done.meta, leaves=done.watched))
         for group, reason in broken.items():
             labels.axes.freeze(_rows_of(labels, group), reason)
         graph = assemble(labels, tensors, names) if broken else graph

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from espalier.attributes import write
 from espalier.graph.composites import CompositesOnMeta
 from espalier.graph.graph import ChannelGraph, Group, Mask, Place
+from espalier.graph.leaves import leaves_at_once
 from espalier.graph.replica import Inputs, named_tensors, replica, tensors_in
 from espalier.graph.shortcuts import META, OnMeta
 
@@ -38,6 +39,7 @@ class Trial:
         shapes: of the model's outputs; a cut must not change them.
         stand_in: one, in evaluation mode, that may be used up.
         meta: whether stand-ins are on meta.
+        leaves: whether layers of ``torch.nn`` in them need not be run (``leaves.py``).
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Trial:
         stand_in: nn.Module,
         *,
         meta: bool,
+        leaves: bool,
     ) -> None:
-        self.model, self.inputs, self.graph, self.shapes, self.meta = model, inputs, graph, shapes, meta
+        self.model, self.inputs, self.graph, self.shapes = model, inputs, graph, shapes
+        self.meta, self.leaves = meta, leaves
         self.count = 0
         self._stand_in: nn.Module | None = stand_in
 
@@ -81,6 +85,8 @@ class Trial:
         with contextlib.ExitStack() as modes:
             for mode in (OnMeta, CompositesOnMeta) if self.meta else ():
                 modes.enter_context(mode())
+            if self.leaves:
+                modes.enter_context(leaves_at_once(stand_in.modules()))
             return [tensor.shape for tensor in tensors_in(stand_in(*self.inputs[0], **self.inputs[1]))]
 
 

@@ -97,12 +97,14 @@ def _like_ones(modules: Modules) -> frozenset[str]:
 
 
 def _kind(module: nn.Module) -> tuple[int, int] | None:
-    """A number that modules have in common that are alike in their classes and those inside, and how many are inside. None for
-    modules with hooks: whoever set them wants them called."""
+    """A number that modules have in common that are alike in their classes, the shapes of their parameters and what is inside, and
+    how many are inside. None for modules with hooks: whoever set them wants them called."""
     if module._forward_hooks or module._forward_pre_hooks:
         return None
     inside = 0
-    kinds: list[Any] = [type(module), *module._parameters]
+    kinds: list[Any] = [type(module)]
+    for name, parameter in module._parameters.items():
+        kinds += name, None if parameter is None else parameter.shape
     for name, child in module._modules.items():
         if child is not None:
             kind = _kind(child)

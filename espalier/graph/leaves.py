@@ -1,0 +1,132 @@
+"""Layers of ``torch.nn`` that need not be run: what their forward would call is known.
+
+The way from a layer to that function, through hooks, checks and torch's dispatcher, would take most of the time of a trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules import module as every
+
+from espalier.graph.composites import on_meta
+from espalier.graph.modes import without_functions
+
+Leaf = Callable[[Any, Tensor], tuple[Any, tuple[Any, ...]] | None]
+
+
+def leaf_of(kind: type[nn.Module]) -> Leaf | None:
+    """For a layer in evaluation mode and its input, the function that its forward calls, and the arguments; that is None where
+    it has to be run after all. Instead of a function None, if the layer returns its input. None for other classes."""
+    return LEAVES.get(kind)
+
+
+def hooks_of_all() -> bool:
+    """Whether there are hooks that every module calls."""
+    return bool(
+        every._global_forward_hooks
+        or every._global_forward_pre_hooks
+        or every._global_backward_hooks
+        or every._global_backward_pre_hooks
+    )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module does what its class in ``torch.nn`` does, and nothing else."""
+    kind = type(module)
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    replaced = "forward" in module.__dict__ or not kind.forward.__module__.startswith("torch.nn.")  # as of parametrized modules
+    return kind.__module__.startswith("torch.nn.") and not hooked and not replaced
+
+
+@contextlib.contextmanager
+def leaves_at_once(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run no such layers of a model on meta in evaluation mode: they return empty tensors at once. Their classes are others for
+    that time."""
+    kinds: dict[Any, Any] = {}
+    changed = []
+    try:
+        for module in () if hooks_of_all() else modules:
+            kind = type(module)
+            if kind in LEAVES and is_plain(module):
+                kinds[kind] = kinds.get(kind) or type(kind.__name__, (kind,), {"__call__": _at_once(kind, LEAVES[kind])})
+                object.__setattr__(module, "__class__", kinds[kind])
+                changed.append((module, kind))
+        yield
+    finally:
+        for module, kind in changed:
+            object.__setattr__(module, "__class__", kind)
+
+
+def _at_once(kind: Any, leaf: Leaf) -> Any:
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+            with without_functions():
+                function = leaf(module, args[0])
+                if function is not None:
+                    out = args[0] if function[0] is None else on_meta(*function, {})
+                    if out is not None:
+                        return out
+        return kind.__call__(module, *args, **kwargs)
+
+    return call
+
+
+def _convolution(function: Any) -> Leaf:
+    def leaf(layer: Any, x: Tensor) -> tuple[Any, tuple[Any, ...]] | None:
+        if layer.padding_mode != "zeros":
+            return None
+        held = layer._parameters
+        return function, (x, held["weight"], held["bias"], layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    return leaf
+
+
+def _batch_norm(dim: int) -> Leaf:
+    def leaf(layer: Any, x: Tensor) -> tuple[Any, tuple[Any, ...]] | None:
+        if x.dim() != dim:
+            return None
+        held, kept = layer._parameters, layer._buffers
+        vectors = kept["running_mean"], kept["running_var"], held["weight"], held["bias"]
+        return functional.batch_norm, (x, *vectors, False, layer.momentum, layer.eps)
+
+    return leaf
+
+
+def _linear(layer: Any, x: Tensor) -> tuple[Any, tuple[Any, ...]]:
+    held = layer._parameters
+    return functional.linear, (x, held["weight"], held["bias"])
+
+
+def _layer_norm(layer: Any, x: Tensor) -> tuple[Any, tuple[Any, ...]]:
+    held = layer._parameters
+    return functional.layer_norm, (x, layer.normalized_shape, held["weight"], held["bias"], layer.eps)
+
+
+def _activation(function: Any) -> Leaf:
+    return lambda layer, x: (function, (x, layer.inplace))
+
+
+LEAVES: dict[type[nn.Module], Leaf] = {
+    nn.Conv1d: _convolution(functional.conv1d),
+    nn.Conv2d: _convolution(functional.conv2d),
+    nn.Conv3d: _convolution(functional.conv3d),
+    nn.BatchNorm2d: _batch_norm(4),
+    nn.BatchNorm3d: _batch_norm(5),
+    nn.Linear: _linear,
+    nn.LayerNorm: _layer_norm,
+    nn.ReLU: _activation(functional.relu),
+    nn.ReLU6: _activation(functional.relu6),
+    nn.SiLU: _activation(functional.silu),
+    nn.Hardswish: _activation(functional.hardswish),
+    nn.Hardsigmoid: _activation(functional.hardsigmoid),
+    nn.GELU: lambda layer, x: (functional.gelu, (x, layer.approximate)),
+    nn.Sigmoid: lambda layer, x: (torch.sigmoid, (x,)),
+    nn.Tanh: lambda layer, x: (torch.tanh, (x,)),
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), lambda layer, x: (None, (x,))),
+}
