@@ -37,6 +37,7 @@ class Composite:
     optional: tuple[str, ...] = ()  # or None
     told: Callable[[Given], Given | None] | None = None  # the arguments as the operation is told them; None: take it apart
     silent: frozenset[str] = frozenset()  # arguments that say nothing of axes
+    returns_all: bool = False  # norms keep their statistics to themselves
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Given | None:
         """The arguments by name, None for those that were left out; None if the call is not a usual one."""
@@ -68,10 +69,9 @@ class Composite:
         with without_operations():
             return self.shape(*given.values())
 
-
-def first_of(out: Any) -> Any:
-    """What the function returns of the results of its operation: norms keep their statistics to themselves."""
-    return out[0] if type(out) is tuple else out
+    def returned(self, out: Any) -> Any:
+        """What the function returns of the results of its operation."""
+        return out if self.returns_all or type(out) is not tuple else out[0]
 
 
 def _convolution(given: Given) -> Given | None:
@@ -116,6 +116,12 @@ def _convolutions() -> dict[Any, Composite]:
     arguments = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     made = Composite("convolution", arguments, shortcuts.convolution, ("input", "weight"), ("bias",), _convolution)
     return dict.fromkeys((functional.conv1d, functional.conv2d, functional.conv3d), made)
+
+
+def _recurrent(name: str) -> Composite:
+    arguments = ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
+    silent = frozenset({"dropout", "train"})
+    return Composite(name, arguments, shortcuts.recurrent, ("input",), silent=silent, returns_all=True)
 
 
 COMPOSITES: dict[Any, Composite] = {
@@ -164,6 +170,10 @@ COMPOSITES: dict[Any, Composite] = {
     functional.silu: Composite("silu", ("self", "inplace"), shortcuts.activation, ("self",)),
     functional.hardswish: Composite("hardswish", ("self", "inplace"), shortcuts.activation, ("self",)),
     functional.hardsigmoid: Composite("hardsigmoid", ("self", "inplace"), shortcuts.activation, ("self",)),
+    torch.lstm: _recurrent("lstm"),
+    torch.gru: _recurrent("gru"),
+    torch.rnn_tanh: _recurrent("rnn_tanh"),
+    torch.rnn_relu: _recurrent("rnn_relu"),
     torch.sigmoid: Composite("sigmoid", ("self",), shortcuts.entries, ("self",)),
     torch.tanh: Composite("tanh", ("self",), shortcuts.entries, ("self",)),
     functional.gelu: Composite("gelu", ("self", "approximate"), shortcuts.entries, ("self",)),
@@ -175,7 +185,7 @@ def on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     composite = COMPOSITES.get(func)
     named = None if composite is None else composite.named(args, kwargs)
     given = None if composite is None or named is None else composite.given(named)
-    return None if composite is None or given is None else first_of(composite.result(given))
+    return None if composite is None or given is None else composite.returned(composite.result(given))
 
 
 class CompositesOnMeta(TorchFunctionMode):

@@ -21,6 +21,9 @@ from espalier.graph.rows import Rows
 from espalier.graph.shortcuts import META
 
 
+SETTINGS = frozenset({type(None), bool, float, str})  # arguments that the description tells all of
+
+
 @dataclass
 class Block:
     """A call of a block, and all that decides what labelling does."""
@@ -41,12 +44,12 @@ class Block:
             call: of the block.
             known: the paths of all modules, by their id.
         """
-        given = [value for value in call.args if value is not None]
-        if call.kwargs or any(type(value) is not Tensor for value in given):
+        given = [value for value in (*call.args, *call.kwargs.values()) if type(value) not in SETTINGS]
+        if any(type(value) is not Tensor for value in given):
             return None
         if any(labels.source_of(value) is not None or labels.weight_name(value) is not None for value in given):
             return None
-        found = described([call.args, call.module])
+        found = described([call.args, call.kwargs, call.module])
         if found is None:
             return None
         key, objects = found
@@ -66,7 +69,7 @@ class Block:
 
     def is_as_described(self) -> bool:
         """Whether it still holds the same."""
-        found = described([self.call.args, self.call.module])
+        found = described([self.call.args, self.call.kwargs, self.call.module])
         return found is not None and found[0] == self.key and all(map(operator.is_, found[1], self.objects))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from espalier.graph.integers import plain
 from espalier.graph.modes import TorchDispatchMode
 
 META = torch.device("meta")
@@ -47,7 +48,20 @@ def _lies_close(x: Tensor) -> bool:
 
 def _elementwise(*args: Any) -> Tensor | None:
     whole = _whole(args)
-    return None if whole is None else like(whole)
+    return _spread_both_ways(args) if whole is None else like(whole)
+
+
+def _spread_both_ways(args: Sequence[Any]) -> Tensor | None:
+    """A result larger than any of its operands, ``x[:, None] * y``."""
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    first = tensors[0]
+    if not all(tensor.dtype == first.dtype and tensor.is_contiguous() for tensor in tensors):
+        return None
+    if len(tensors) < 2 or not first.is_floating_point() or len({tensor.dim() for tensor in tensors}) > 1:
+        return None
+    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+    fits = all(size in (1, wanted) for tensor in tensors for size, wanted in zip(tensor.shape, shape, strict=True))
+    return _empty(shape, first) if fits and 0 not in shape else None
 
 
 def _in_place(*args: Any) -> Tensor | None:
@@ -61,7 +75,7 @@ def _whole(args: Sequence[Any]) -> Tensor | None:
     if len(tensors) == 1:
         return tensors[0] if tensors[0].is_floating_point() else None  # integers times 0.5 are none
     whole = max(tensors, key=Tensor.numel)
-    fits = all(tensor.dtype == whole.dtype and _spreads(tensor.shape, whole.shape) for tensor in tensors)
+    fits = whole.is_floating_point() and all(tensor.dtype == whole.dtype and _spreads(tensor.shape, whole.shape) for tensor in tensors)
     return whole if fits else None
 
 
@@ -84,6 +98,47 @@ def _masked_fill(x: Tensor, mask: Tensor, *_: Any) -> Tensor | None:
 
 def _roll(x: Tensor, *_: Any) -> Tensor | None:
     return like(x) if x.is_contiguous() else None
+
+
+# -- fewer dimensions, other sizes ---------------------------------------------------------------------------------
+
+
+def _mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
+    if not x.is_floating_point() or not x.numel():
+        return None
+    dims = range(x.dim()) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    if any(not -x.dim() <= place < x.dim() for place in dims):
+        return None
+    gone = {place % x.dim() for place in dims}
+    return _empty([1 if place in gone else size for place, size in enumerate(x.shape) if keepdim or place not in gone], x)
+
+
+def _norm(x: Tensor, order: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor | None:
+    return _mean(x, dim, keepdim)
+
+
+def _resized(x: Tensor, size: Any, *rest: Any) -> Tensor | None:
+    """Interpolated to a size, or by factors."""
+    pixels, factors = x.shape[2:], next((value for value in rest if isinstance(value, tuple | list)), None)
+    if size is None and factors is not None and len(factors) == len(pixels):
+        size = [int(length * factor) for length, factor in zip(pixels, factors, strict=True)]
+    if size is None or len(size) != len(pixels) or min(size) < 1 or not x.is_floating_point() or not x.numel():
+        return None
+    made = _empty((*x.shape[:2], *size), x)
+    return made.contiguous(memory_format=torch.channels_last) if _is_like_channels_last(x) else made
+
+
+def _is_like_channels_last(x: Tensor) -> bool:
+    """As torch asks to choose the layout of a result: whether strides grow from channels to pixels to images."""
+    if x.dim() != 4 or 0 in x.shape:
+        return False
+    least = 0
+    for dim in (1, 3, 2, 0):
+        stride = x.stride(dim)
+        if stride < least or (dim == 0 and least == x.stride(1)):
+            return False
+        least = stride * max(1, x.shape[dim])
+    return True
 
 
 # -- layers --------------------------------------------------------------------------------------------------------
@@ -191,6 +246,20 @@ def rms_norm(x: Tensor, shape: Any, weight: Any, *_: Any) -> Tensor | None:
     return _empty(x.shape, x) if _all_meta(x, weight) and _layer_norm(x, shape, weight, None) is not None else None
 
 
+def recurrent(
+    x: Tensor, hidden: Any, weights: Any, biases: bool, layers: int, dropout: float, train: bool, two_ways: bool, batch_first: bool
+) -> tuple[Tensor, ...] | None:
+    """``torch.lstm`` and its like, of sequences of equal length."""
+    states = tuple(hidden) if isinstance(hidden, tuple | list) else (hidden,)
+    if x.dim() != 3 or not isinstance(weights, list) or not _all_meta(x, *states, *weights):
+        return None
+    directions, batch = (2 if two_ways else 1), x.shape[0 if batch_first else 1]
+    if weights[0].shape[1] != x.shape[2] or states[0].shape[:2] != (plain(layers) * directions, batch):
+        return None
+    out = (*x.shape[:2], directions * states[0].shape[2])
+    return _empty(out, x), *[_empty(state.shape, x) for state in states]
+
+
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor | None:
     """``torch.cat``."""
     return _cat(tensors, dim) if _all_meta(*tensors) else None
@@ -221,7 +290,9 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     lengths = [shape.pop(dim) for shape in shapes if -len(shape) <= dim < len(shape)]
     if len(lengths) < len(shapes) or any(shape != shapes[0] for shape in shapes):
         return None
-    if not all(tensor.dtype == first.dtype and tensor.is_contiguous() for tensor in tensors):
+    if not all(tensor.dtype == first.dtype for tensor in tensors):
+        return None
+    if first.dim() in (4, 5) and not all(tensor.is_contiguous() for tensor in tensors):  # perhaps channels-last
         return None
     shape = list(first.shape)
     shape[dim] = sum(lengths)
@@ -230,8 +301,13 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
 
 ELEMENTWISE = frozenset(
     {"add", "sub", "mul", "div", "gelu", "relu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "clone"}
+    | {"clamp", "clamp_min", "clamp_max", "pow", "rsqrt", "sqrt", "neg", "exp", "log", "abs", "sin", "cos", "square", "reciprocal"}
+    | {"addcmul", "leaky_relu", "elu", "mish", "softplus", "rsub", "maximum", "minimum", "erf"}
     | {"_softmax", "_safe_softmax"}
 )
+RESIZED = (
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d",
+)  # fmt: skip
 SHORTCUTS: dict[str, Callable[..., Any]] = {
     "masked_fill": _masked_fill,
     "roll": _roll,
@@ -244,10 +320,16 @@ SHORTCUTS: dict[str, Callable[..., Any]] = {
     "addmm": _addmm,
     "bmm": _bmm,
     "cat": _cat,
+    "mean": _mean,
+    "amax": _mean,
+    "amin": _mean,
+    "sum": _mean,
+    "linalg_vector_norm": _norm,
+    **dict.fromkeys(RESIZED, _resized),
     **{name: _elementwise for name in ELEMENTWISE},
     **{f"{name}_": _in_place for name in ELEMENTWISE},
 }
-HARMLESS = {"alpha", "approximate"}  # keywords that change values only
+HARMLESS = {"alpha", "approximate", "value"}  # keywords that change values only
 CLONE, IN_ONE_PIECE = torch.ops.aten.clone.default, {"memory_format": torch.contiguous_format}
 ANYWHERE = {int, float, bool, str, type(None), torch.dtype}  # arguments that are on no device
 

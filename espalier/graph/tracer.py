@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from espalier.graph import rules
 from espalier.graph.calls import Modules
-from espalier.graph.composites import COMPOSITES, first_of
+from espalier.graph.composites import COMPOSITES
 from espalier.graph.functions import ARITHMETIC, DROPOUT, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import LOOKED, Labels, Product
@@ -96,7 +96,7 @@ class Functions(TorchFunctionMode):
         operation = _described_by_name(composite.name, in_place=out is given.get("self"))
         self.operations.label(operation, given, out, list(out) if type(out) is tuple else [out])
         frames.pop()
-        return first_of(out)
+        return composite.returned(out)
 
     def _dropout(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """One event in both modes: what dropout does in training, its noise above all, says nothing of axes."""

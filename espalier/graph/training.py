@@ -20,6 +20,7 @@ from espalier.graph.integers import plain
 from espalier.graph.labels import Event, Labels, Source
 from espalier.graph.modes import without_functions
 from espalier.graph.repeats import description, same_events
+from espalier.graph.rows import Rows
 
 
 def settled(calls: Calls, last: Callable[[Any], object]) -> bool:
@@ -69,6 +70,7 @@ class _Again:
     def __init__(self, calls: Calls, call: Call) -> None:
         self._calls, self._call = calls, call
         self._left = call.inside[::-1]
+        self._first = calls.labels.axes.count
         self._begun = False
 
     def made(self) -> tuple[Any, list[Event]] | None:
@@ -93,7 +95,9 @@ class _Again:
             call = self._left.pop()
             out = call.trained if call.differs else call.out
             with without_functions():
-                like = _can_be_returned(out) and _alike(self._calls.labels, (call.args, call.kwargs), (args, kwargs))
+                like = _can_be_returned(out) and _alike(
+                    self._calls.labels, (call.args, call.kwargs), (args, kwargs), self._first
+                )
             if like:
                 self._calls.labels.events.append((CALLED, call, out))
                 return out
@@ -109,25 +113,33 @@ def _can_be_returned(out: Any) -> bool:
     return isinstance(out, Tensor) or (type(out) is tuple and all(isinstance(item, Tensor | None) for item in out))
 
 
-def _alike(labels: Labels, one: Any, other: Any) -> bool:
-    """Whether the rest of a model cannot tell two results apart: same shapes, same axes."""
+def _alike(labels: Labels, one: Any, other: Any, first: int | None = None) -> bool:
+    """Whether the rest of a model cannot tell two results apart: same shapes, same axes. From the ``first`` atom on all are new,
+    those of positions that were counted again, say: an axis of such atoms becomes one with the axis in its place."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one is other:
             return True
         rows = zip(labels.of(one), labels.of(other), strict=False)
         return (
             one.shape == other.shape
-            and all(labels.same(mine, theirs) for mine, theirs in rows)
+            and all(labels.same(mine, theirs) or _made_same(labels, mine, theirs, first) for mine, theirs in rows)
             and labels.weight_name(one) == labels.weight_name(other)
             and _same_source(labels.source_of(one), labels.source_of(other))
         )
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_alike(labels, one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(_alike(labels, one[key], other[key], first) for key in one)
     if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(lambda a, b: _alike(labels, a, b), one, other))
+        return len(one) == len(other) and all(_alike(labels, a, b, first) for a, b in zip(one, other, strict=True))
     return one is other or (isinstance(one, int | float | str) and bool(plain(one) == plain(other)))
+
+
+def _made_same(labels: Labels, one: Rows, other: Rows, first: int | None) -> bool:
+    if first is None or one is None or other is None or int(labels.axes.resolve(other).min()) < first:
+        return False
+    labels.unify(one, other, "counting again")
+    return True
 
 
 def _same_source(one: Source | None, other: Source | None) -> bool:

@@ -4,7 +4,7 @@ A rule gets the labels of the trace, the arguments by name and the result; it un
 without a rule freezes what it touches.
 """
 
-from espalier.graph.rules import elementwise, joins, layers, matmul, parts, reductions, shapes
+from espalier.graph.rules import elementwise, joins, layers, matmul, parts, recurrent, reductions, shapes
 from espalier.graph.rules.registry import Rule, find
 
-__all__ = ["Rule", "elementwise", "find", "joins", "layers", "matmul", "parts", "reductions", "shapes"]
+__all__ = ["Rule", "elementwise", "find", "joins", "layers", "matmul", "parts", "recurrent", "reductions", "shapes"]

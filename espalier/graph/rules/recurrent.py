@@ -1,0 +1,59 @@
+"""Recurrent layers, all steps at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from espalier.graph.labels import Labels
+from espalier.graph.rows import Rows, stack
+from espalier.graph.rules.registry import Arguments, rule
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@rule(*GATES)
+def recurrent(labels: Labels, op: str, given: Arguments, out: tuple[Tensor, ...]) -> None:
+    """Input (T, B, I) or (B, T, I), states (layers x directions, B, H). Weights of each layer and direction: (gates x H, I),
+    (gates x H, P), biases of gates x H, and (P, H) if the LSTM projects its H cells to P outputs; else P is H.
+
+    One tensor holds the states of all layers and directions, so all lose the same units.
+    """
+    x, states, weights = given["input"], out[1:], list(given["params"])
+    first, second, inputs = labels.of(x)
+    cells = shown = None
+    directions = 2 if given["bidirectional"] else 1
+    size = len(weights) // states[0].shape[0]
+    for start in range(0, len(weights), size):
+        own = weights[start : start + size]
+        projects = own.pop() if len(own) % 2 else None
+        for gated in own:
+            rows = labels.of(gated)[0]
+            if GATES[op] > 1:
+                _, rows = labels.split(rows, (GATES[op], states[-1].shape[2]), (False, True))
+            cells = _one(labels, cells, rows, op)
+        shown = cells if projects is None and shown is None else shown
+        if projects is not None:
+            shown = _one(labels, shown, labels.of(projects)[0], op)
+            labels.unify(cells, labels.of(projects)[1], op)
+        labels.unify(labels.of(own[1])[1], shown, op)
+        labels.unify(labels.of(own[0])[1], inputs, op)
+        for weight in (*own[:2], *(() if projects is None else (projects,))):
+            lengths = zip(labels.of(weight), weight.shape, strict=True)
+            labels.note_work(op, (first, x.shape[0]), (second, x.shape[1]), *lengths)
+        if start // size % directions == directions - 1:  # what the next layer is given
+            inputs = stack([(shown, states[0].shape[2])] * directions)
+    labels.put(out[0], [first, second, inputs])
+    batch = first if given["batch_first"] else second
+    hidden = given["hx"] if isinstance(given["hx"], tuple | list) else (given["hx"],)
+    for before, after, rows in zip(hidden, states, (shown, cells), strict=False):
+        labels.unify(labels.of(before)[2], rows, op)
+        labels.put(after, [None, batch, rows])
+
+
+def _one(labels: Labels, one: Rows, other: Rows, op: str) -> Rows:
+    """Rows of two dimensions that are one; the first time there is only the other."""
+    if one is not None:
+        labels.unify(one, other, op)
+    return other if one is None else one

@@ -1,0 +1,78 @@
+"""LSTM, GRU and plain recurrent layers: inputs, hidden units and projections are cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import espalier as es
+from tests.graph.oracles import check_groups, sizes
+from tests.graph.small import reasons
+
+
+class Between(nn.Module):
+    """A recurrent layer between linear ones."""
+
+    def __init__(self, kind: Any, **settings: Any) -> None:
+        super().__init__()
+        out = (settings.get("proj_size") or 6) * (2 if settings.get("bidirectional") else 1)
+        self.first, self.recurrent = nn.Linear(4, 8), kind(8, 6, **settings)
+        self.middle, self.last = nn.Linear(out, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.recurrent(self.first(x))[0]))
+
+
+KINDS: dict[str, tuple[Any, dict[str, Any], list[int]]] = {
+    "lstm": (nn.LSTM, {"batch_first": True}, [6, 8, 12]),
+    "time first": (nn.LSTM, {}, [6, 8, 12]),
+    "two ways in two layers": (nn.LSTM, {"bidirectional": True, "num_layers": 2, "dropout": 0.1}, [6, 8, 12]),
+    "projected": (nn.LSTM, {"proj_size": 4}, [4, 6, 8, 12]),
+    "projected in two layers": (nn.LSTM, {"proj_size": 4, "num_layers": 2}, [4, 6, 8, 12]),
+    "gru": (nn.GRU, {"bidirectional": True}, [6, 8, 12]),
+    "gru in three layers": (nn.GRU, {"num_layers": 3, "bias": False}, [6, 8, 12]),
+    "tanh": (nn.RNN, {}, [6, 8, 12]),
+    "relu": (nn.RNN, {"nonlinearity": "relu", "bias": False}, [6, 8, 12]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("kind", KINDS)
+def test_recurrent_layers_are_cut_right(kind: str, tmp_path: Path):
+    layer, settings, expected = KINDS[kind]
+    graph = check_groups(lambda: Between(layer, **settings), torch.randn(5, 2, 4), tmp_path)
+    assert sizes(graph) == expected
+    assert all(group.exact for group in graph.groups)
+
+
+def test_the_cost_counts_every_step():
+    graph = es.trace(Between(nn.GRU, bidirectional=True), torch.zeros(5, 2, 4))
+    linear = 4 * 8 + 12 * 12 + 12 * 3
+    assert es.cost(graph).macs == 5 * 2 * (linear + 2 * 3 * 6 * (8 + 6))
+
+
+def test_states_from_outside_keep_the_hidden_units():
+    class Given(Between):
+        def forward(self, x: Tensor, state: Tensor) -> Tensor:  # type: ignore[override]
+            return self.last(self.middle(self.recurrent(self.first(x), state)[0]))
+
+    graph = es.trace(Given(nn.GRU), (torch.zeros(5, 2, 4), torch.zeros(1, 2, 6)))
+    assert sizes(graph) == [8, 12]
+    assert "gru ties it to something that cannot be cut" in reasons(graph)
+
+
+def test_the_last_state_has_the_hidden_units():
+    class Last(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.middle(self.recurrent(self.first(x))[1][0][-1]))
+
+    model = Last(nn.LSTM)
+    graph = es.trace(model, torch.zeros(5, 2, 4))
+    assert sizes(graph) == [6, 8, 12]
+    es.cut(model, {group: [0, 1] for group in graph.groups})
+    assert model(torch.zeros(5, 2, 4)).shape == (2, 3)
+    assert model.recurrent.hidden_size == 2
