@@ -72,6 +72,7 @@ class Calls:
 
     labels: Labels
     plain: set[str]  # modules whose forward is that of torch.nn
+    leaves: set[str]  # and those of them that need not be run
     ended: list[Call] = field(default_factory=list)  # those inside before those that made them
     twins: Twins | None = None  # where like blocks are labelled once
     repeat: Repeat | None = None  # where a call is made again
@@ -81,7 +82,8 @@ class Calls:
     @classmethod
     def of(cls, modules: Modules, labels: Labels) -> Calls:
         """Of the modules of a model."""
-        return cls(labels, {path for path, module in modules if is_plain(module)})
+        plain = [(path, module) for path, module in modules if is_plain(module)]
+        return cls(labels, {path for path, _ in plain}, {path for path, module in plain if leaf_of(type(module)) is not None})
 
     def asking_since(self, earlier: int) -> list[Call]:
         """Those that have read ``training``, of all but so many that had ended."""
@@ -107,7 +109,7 @@ class Calls:
 
     def leaf(self, path: str, module: nn.Module, leaf: Leaf, x: Tensor) -> Any:
         """What a layer returns that need not be run; None if it has to be."""
-        if self.at_once is None or path not in self.plain:
+        if self.at_once is None or path not in self.leaves:
             return None
         call = self.new(path, module, (x,), {})
         above, self.labels.module = self.labels.module, path

@@ -67,18 +67,18 @@ class Copier:
         return self._unusual(value)
 
     def _module(self, module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-        memo = self._memo
+        memo, held = self._memo, module.__dict__
         made = memo[id(module)] = kind.__new__(kind)
         attributes = made.__dict__
-        for name, value in module.__dict__.items():
-            what = type(value)
-            if what in UNCHANGEABLE:
-                attributes[name] = value
-            elif (what is OrderedDict or what is dict) and not value and id(value) not in memo:  # most hooks
-                attributes[name] = memo[id(value)] = what()
-            elif name in HOOKS and value:
+        attributes.update(held)
+        for name in HOOKS & held.keys():
+            value = held[name]
+            if type(value) is OrderedDict and not value:  # most
+                attributes[name] = OrderedDict()
+            elif value is not None:
                 attributes[name] = memo[id(value)] = value.copy()
-            else:
+        for name, value in held.items():
+            if name not in HOOKS and type(value) not in UNCHANGEABLE:
                 attributes[name] = self.copied(value)
         attributes.pop("_compiled_call_impl", None)  # as nn.Module.__getstate__ says
         return made

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from espalier.graph import training
 from espalier.graph.calls import Calls, can_be_watched, modules_followed, only_sets_flags, set_mode, training_watched
@@ -27,6 +27,8 @@ class Passes:
     meta: bool
     watched: bool = False  # whether its modules could get other classes for a while
     labels: Labels = field(default_factory=Labels)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # parameters, then buffers
     notes: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
 
@@ -47,10 +49,11 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
     set_mode(model, modules, training=False, flags=flags)
     calls = Calls.of(modules, labels)
     watch = done.watched = done.meta and can_be_watched(modules) and not asks_for_classes(modules)
-    labels.adopt(named_tensors(done.model, modules))
+    done.modules, done.tensors = dict(modules), dict(named_tensors(done.model, modules))
+    labels.adopt(done.tensors.items())
     calls.twins = Twins(calls, modules) if watch and twins else None
     with labelled(modules, labels, meta=done.meta) as functions:
-        before = Held(module for _, module in modules)
+        before = Held(module for path, module in modules if path not in calls.leaves)
         calls.at_once = functions.at_once if watch else None
         with (training_watched if watch else modules_followed)(modules, calls):
             out = model(*done.inputs[0], **done.inputs[1])

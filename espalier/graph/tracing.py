@@ -60,15 +60,13 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], che
         if event.source.serial in labels.multiplied:
             labels.axes.freeze(event.width, f"scales the attention, but the query is used elsewhere too ({event.module})")
     labels.constraints.settle()
-    modules = list(model.named_modules())
-    buffers = dict(named(modules, "_buffers"))
-    tensors, names = dict(named(modules, "_parameters")) | buffers, frozenset(buffers)
-    graph = assemble(labels, tensors, names)
+    buffers = frozenset(name for name, _ in named(done.modules.items(), "_buffers"))
+    graph = assemble(labels, done.tensors, buffers)
     if check and graph.groups:
-        broken = freeze_what_breaks(Trial(model, done.inputs, graph, done.shapes, done.model, meta=done.meta, leaves=done.watched))
+        broken = freeze_what_breaks(Trial(model, done, graph))
         for group, reason in broken.items():
             labels.axes.freeze(_rows_of(labels, group), reason)
-        graph = assemble(labels, tensors, names) if broken else graph
+        graph = assemble(labels, done.tensors, buffers) if broken else graph
     graph.notes = done.notes
     return graph
 

@@ -13,7 +13,8 @@ from espalier.attributes import write
 from espalier.graph.composites import CompositesOnMeta
 from espalier.graph.graph import ChannelGraph, Group, Mask, Place
 from espalier.graph.leaves import leaves_at_once
-from espalier.graph.replica import Inputs, named_tensors, replica, tensors_in
+from espalier.graph.passes import Passes
+from espalier.graph.replica import named_tensors, replica, tensors_in
 from espalier.graph.shortcuts import META, OnMeta
 
 MOST_TRIALS = 60
@@ -34,29 +35,13 @@ class Trial:
 
     Args:
         model: the user's.
-        inputs: positional and keyword arguments, on meta if the stand-ins are.
+        done: the passes; their stand-in, in evaluation mode, is used up.
         graph: its groups are cut.
-        shapes: of the model's outputs; a cut must not change them.
-        stand_in: one, in evaluation mode, that may be used up.
-        meta: whether stand-ins are on meta.
-        leaves: whether layers of ``torch.nn`` in them need not be run (``leaves.py``).
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        graph: ChannelGraph,
-        shapes: list[torch.Size],
-        stand_in: nn.Module,
-        *,
-        meta: bool,
-        leaves: bool,
-    ) -> None:
-        self.model, self.inputs, self.graph, self.shapes = model, inputs, graph, shapes
-        self.meta, self.leaves = meta, leaves
+    def __init__(self, model: nn.Module, done: Passes, graph: ChannelGraph) -> None:
+        self.model, self.done, self.graph = model, done, graph
         self.count = 0
-        self._stand_in: nn.Module | None = stand_in
 
     def error(self, numbers: Sequence[int]) -> str | None:
         """What goes wrong when these groups are cut, each by a different share."""
@@ -67,27 +52,28 @@ class Trial:
             mask = np.ones(size, dtype=bool)
             mask[generator.permutation(size)[: max(1, min(size - 1, size // 3 + number % max(2, size // 4)))]] = False
             kept[number] = mask
-        used = self._stand_in is not None
         try:
             shapes = self._shapes(kept)
         except Exception as error:
-            if used:  # it may remember tensors of the old shapes
+            if self.count == 1:  # it may remember tensors of the old shapes
                 return self.error(numbers)
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return f"a trial cut broke the forward pass: {lines[0][:160]}"
-        return None if shapes == self.shapes else "a trial cut changed the shape of the model's output"
+        return None if shapes == self.done.shapes else "a trial cut changed the shape of the model's output"
 
     def _shapes(self, kept: list[Mask | None]) -> list[torch.Size]:
         self.count += 1
-        stand_in = self._stand_in or replica(self.model, meta=self.meta).eval()
-        self._stand_in = None
-        apply(stand_in, self.graph, kept)
+        done, modules, tensors = self.done, self.done.modules, self.done.tensors
+        if self.count > 1:
+            modules = dict(replica(self.model, meta=done.meta).eval().named_modules())
+            tensors = dict(named_tensors(modules[""], modules.items()))
+        apply(modules, tensors, self.graph, kept)
         with contextlib.ExitStack() as modes:
-            for mode in (OnMeta, CompositesOnMeta) if self.meta else ():
+            for mode in (OnMeta, CompositesOnMeta) if done.meta else ():
                 modes.enter_context(mode())
-            if self.leaves:
-                modes.enter_context(leaves_at_once(stand_in.modules()))
-            return [tensor.shape for tensor in tensors_in(stand_in(*self.inputs[0], **self.inputs[1]))]
+            if done.watched:
+                modes.enter_context(leaves_at_once(modules.values()))
+            return [tensor.shape for tensor in tensors_in(modules[""](*done.inputs[0], **done.inputs[1]))]
 
 
 def _halve(trial: Trial, numbers: list[int], broken: dict[Group, str], tried: str | None = None) -> None:
@@ -104,11 +90,16 @@ def _halve(trial: Trial, numbers: list[int], broken: dict[Group, str], tried: st
         broken.update({trial.graph.groups[number]: error for number in numbers[middle:]})
 
 
-def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) -> None:
-    """Cut a stand-in without ceremony."""
-    modules = dict(model.named_modules())
-    known = dict(named_tensors(model, modules.items()))
-    changed = {id(known[name]): _cut(known[name], alive) for name, alive in _by_tensor(graph.left(kept)).items()}
+def apply(modules: dict[str, nn.Module], tensors: Mapping[str, Tensor], graph: ChannelGraph, kept: Sequence[Mask | None]) -> None:
+    """Cut a stand-in without ceremony.
+
+    Args:
+        modules: of the stand-in, by path.
+        tensors: its parameters and buffers by name.
+        graph: of the model.
+        kept: by group.
+    """
+    changed = {id(tensors[name]): _cut(tensors[name], alive) for name, alive in _by_tensor(graph.left(kept)).items()}
     for module in modules.values():
         for leaf, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in changed:  # not changed in place: it may be the user's own
@@ -117,7 +108,7 @@ def apply(model: nn.Module, graph: ChannelGraph, kept: Sequence[Mask | None]) ->
             if buffer is not None and id(buffer) in changed:
                 module._buffers[leaf] = changed[id(buffer)]
     for path, value in graph.integers(kept).items():
-        write(model, path, value, modules)
+        write(modules[""], path, value, modules)
 
 
 def _by_tensor(left: Mapping[Place, Mask]) -> dict[str, dict[int, Mask]]:

@@ -9,7 +9,7 @@ what they are given. Whatever is unusual is labelled as if there were no other.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -18,11 +18,10 @@ from espalier.graph.calls import Call, Calls, Modules
 from espalier.graph.classes import is_skipped
 from espalier.graph.modes import transform, without_functions
 from espalier.graph.pattern import Before, Block, Pattern
-from espalier.graph.repeats import described
 
 FEWEST = 4  # siblings
 WORTH = 30  # modules in all like blocks but one: with fewer it would take longer
-TRIES = 3  # blocks of one kind that are written down before it is given up: the first often differs in what it is given
+TRIES = 3  # blocks of one kind that are written down in vain before it is given up: each may have a share of dropout of its own
 
 
 class Twins:
@@ -39,7 +38,7 @@ class Twins:
         self._known = {id(module): path for path, module in modules} if self.paths else {}
         self._homes = _homes(modules) if self.paths else []
         self._patterns: dict[Any, Pattern] = {}
-        self._tries: dict[Any, int] = {}
+        self._tries: dict[int, int] = {}  # by kind
 
     def run(self, call: Call, label: Callable[[], Any]) -> Any:
         """What a block returns.
@@ -50,14 +49,16 @@ class Twins:
         """
         if transform() is not None:  # inside vmap a tensor is larger than it says
             return label()
+        kind = self.paths[call.path]
         with without_functions():
-            block = Block.of(self.labels, call, self._known)
+            block = Block.of(self.labels, call, self._known) if self._tries.get(kind, 0) <= TRIES else None
             pattern = None if block is None else self._patterns.get(block.key)
             if block is not None and pattern is not None and pattern.fits(block):
+                self._tries[kind] = 0
                 call.out = pattern.repeat(self.labels, block)
                 self.calls.end(call)
                 return call.out
-            before = None if block is None else self._before(block)
+            before = None if block is None else self._before(block, kind)
         out = label()
         if block is None or before is None:
             return out
@@ -67,8 +68,8 @@ class Twins:
             self._patterns[block.key] = made
         return out
 
-    def _before(self, block: Block) -> Before | None:
-        tries = self._tries[block.key] = self._tries.get(block.key, 0) + 1
+    def _before(self, block: Block, kind: int) -> Before | None:
+        tries = self._tries[kind] = self._tries.get(kind, 0) + 1
         return Before(self.labels, block, self._homes) if tries <= TRIES else None
 
 
@@ -79,21 +80,21 @@ def _homes(modules: Modules) -> list[Any]:
     return [*classes, *files.values()]
 
 
-def _like_ones(modules: Modules) -> frozenset[str]:
-    """Paths of the outermost modules that several of their siblings resemble."""
-    chosen: set[str] = set()
+def _like_ones(modules: Modules) -> dict[str, int]:
+    """Paths of the outermost modules that several of their siblings resemble, with a number that they have in common."""
+    chosen: dict[str, int] = {}
     for path, module in modules:  # outer ones first
         if len(module._modules) < FEWEST or any(path == other or path.startswith(f"{other}.") for other in chosen):
             continue
         prefix = f"{path}." if path else ""
         like: dict[tuple[int, int], list[str]] = {}
         for name, child in module._modules.items():
-            if child is not None and child._modules and (kind := _kind(child)) is not None:
-                like.setdefault(kind, []).append(name)
-        for (_, inside), names in like.items():
-            if inside * (len(names) - 1) >= WORTH and _settings_agree([module._modules[name] for name in names]):
-                chosen.update(prefix + name for name in names)
-    return frozenset(chosen)
+            if child is not None and child._modules and (found := _kind(child)) is not None:
+                like.setdefault(found, []).append(name)
+        for (kind, inside), names in like.items():
+            if inside * (len(names) - 1) >= WORTH:
+                chosen.update((prefix + name, kind) for name in names)
+    return chosen
 
 
 def _kind(module: nn.Module) -> tuple[int, int] | None:
@@ -113,14 +114,3 @@ def _kind(module: nn.Module) -> tuple[int, int] | None:
             kinds += name, kind[0]
             inside += kind[1] + 1
     return hash(tuple(kinds)), inside
-
-
-def _settings_agree(modules: Sequence[nn.Module | None]) -> bool:
-    """Whether two of the first are alike in all else, too: in some networks each has its own width or share of dropout."""
-    known = set[Any]()
-    for module in modules[:3]:
-        found = described([module])
-        if found is None or found[0] in known:
-            return found is not None
-        known.add(found[0])
-    return False
