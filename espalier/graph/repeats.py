@@ -82,6 +82,8 @@ def _described(value: Any, seen: dict[int, int], objects: list[Tensor | nn.Modul
         return kind, tuple([(key, _described(item, seen, objects, exact)) for key, item in value.items()])
     if kind in (tuple, list, torch.Size):
         return kind, tuple([_described(item, seen, objects, exact) for item in value])
+    if kind in (set, frozenset) and VALUES.issuperset(map(type, value)):
+        return kind, frozenset(value)
     if isinstance(value, nn.Module):
         objects.append(value)
         held = value.__dict__
