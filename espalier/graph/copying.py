@@ -1,6 +1,6 @@
 """Deep copies of modules, several times as quick as ``copy.deepcopy``: a model is a tree of thousands of small dictionaries.
 
-Modules that are copied as any object is, dictionaries, lists and values that never change are copied here. All else, and
+Modules that are copied as any object is, dictionaries, lists, tuples and values that never change are copied here. All else, and
 every class that has a say in how it is copied, goes to ``copy.deepcopy`` with the same memo, so that whatever occurs twice
 occurs twice in the copy too.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import copyreg
 import enum
+import operator
 import types
 from collections import OrderedDict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 HOOKS = frozenset({
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
@@ -62,8 +63,16 @@ class Copier:
             return self._module(value, kind)
         if isinstance(value, enum.Enum):
             return value
-        if kind in (tuple, set) and all(type(item) in UNCHANGEABLE for item in value):
-            return value if kind is tuple else memo.setdefault(id(value), set(value))
+        if isinstance(value, Tensor) and value.grad_fn is not None:  # kept from a run with gradients: torch copies no such ones
+            made = memo[id(value)] = value.detach().clone()
+            return made
+        if kind is set and all(type(item) in UNCHANGEABLE for item in value):
+            return memo.setdefault(id(value), set(value))
+        if kind is tuple:
+            items = [self.copied(item) for item in value]
+            if all(map(operator.is_, items, value)):
+                return value
+            return memo.setdefault(id(value), tuple(items))
         return self._unusual(value)
 
     def _module(self, module: nn.Module, kind: type[nn.Module]) -> nn.Module:

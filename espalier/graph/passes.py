@@ -46,6 +46,8 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
     labels, model = done.labels, done.model
     modules = list(model.named_modules())
     flags = only_sets_flags(modules)
+    if done.meta and not flags:  # caches are emptied: what an earlier run has left is of no parameter any more
+        set_mode(model, modules, training=True, flags=flags)
     set_mode(model, modules, training=False, flags=flags)
     calls = Calls.of(modules, labels)
     watch = done.watched = done.meta and can_be_watched(modules) and not asks_for_classes(modules)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from espalier.attributes import read_integer, read_scale, write
 from espalier.errors import EspalierError
 from espalier.structure import Place, Shape, Structure
+from espalier.surgery.caches import forget
 from espalier.surgery.optimizer_states import following
 from espalier.surgery.slicing import sliced, sliced_gradient, sliced_mask, sliced_state, zeros, zeros_state
 from espalier.surgery.wrapped import note_change, refuse_old_reducers
@@ -93,6 +94,8 @@ def cut(
     commits += [partial(_note, module, {**integers, **(scales or {})}, structure) for module in modules]
     commits.append(partial(refuse_old_reducers, changed))
     _carry_out(commits)
+    for module in modules:
+        forget(module)
     return structure
 
 
@@ -129,6 +132,8 @@ def shape_to(
         commits.append(partial(_note, module, numbers, structure))
     commits.append(partial(refuse_old_reducers, changed))
     _carry_out(commits)
+    for module in (model, *map(unwrap, followers)):
+        forget(module)
 
 
 def _awaiting(model: nn.Module, name: str, tensor: Tensor, structure: Structure, shape: Shape) -> Tensor:

@@ -81,3 +81,13 @@ def test_hooks_stay_the_same_but_not_their_dictionaries():
 def test_classes_that_have_a_say_have_it(made: nn.Module, name: str):
     model = nn.Sequential(nn.ReLU(), made)
     assert getattr(Copier(model, {}).copied(model)[1], name)
+
+
+def test_what_was_computed_with_gradients_is_copied_without():
+    model = Loose()
+    model.kept = model.layer(torch.ones(1, 2))
+    model.cache = {"a": (model.kept, [model.kept])}
+    copied = Copier(model, {}).copied(model)
+    assert copied.cache["a"][0] is copied.cache["a"][1][0] is copied.kept is not model.kept
+    assert torch.equal(copied.kept, model.kept)
+    assert copied.kept.grad_fn is None

@@ -152,6 +152,16 @@ def test_a_cache_is_not_more_if_the_one_who_keeps_it_asks():
     assert runs(nn.Sequential(Caching("middle", 8, 6), nn.Identity()))[0] == [*ONCE, ("middle", True)]
 
 
+def test_a_cache_filled_with_gradients_is_no_hindrance():
+    model = nn.Sequential(nn.Linear(4, 8), Caching("middle", 8, 6), nn.Linear(6, 3)).eval()
+    model(torch.zeros(2, 4))
+    graph = es.trace(model, torch.zeros(2, 4))
+    assert sizes(graph) == [6, 8]
+    es.cut(model, {group: [0, 2] for group in graph.groups})
+    assert model(torch.zeros(2, 4)).shape == (2, 3)  # the cache is not that of the old width
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_cache_that_nobody_asks_about_runs_the_model_again():
     class Blind(Caching):
         def forward(self, x: Tensor) -> Tensor:
