@@ -69,6 +69,13 @@ class Composite:
         with without_operations():
             return self.shape(*given.values())
 
+    def computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the function returns where there are values; None inside a transformation, where it has to be taken apart."""
+        if transform() is not None:
+            return None
+        with without_operations():
+            return func(*args, **kwargs)
+
     def returned(self, out: Any) -> Any:
         """What the function returns of the results of its operation."""
         return out if self.returns_all or type(out) is not tuple else out[0]

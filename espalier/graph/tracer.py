@@ -86,10 +86,12 @@ class Functions(TorchFunctionMode):
     def _in_one_go(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Label a composite. None where it has to be taken apart."""
         composite, frames = COMPOSITES[func], self.labels.frames
-        named = composite.named(args, kwargs) if self.operations.meta else None
+        named = composite.named(args, kwargs)
         given = None if named is None else composite.given(named)
-        out = None if given is None else composite.result(given)
-        if named is None or given is None or out is None:
+        if named is None or given is None:
+            return None
+        out = composite.result(given) if self.operations.meta else composite.computed(func, args, kwargs)
+        if out is None:
             return None
         frames.append(frame_of(name, args, kwargs))
         self.labels.events.append((func, composite.telling(named), out))
