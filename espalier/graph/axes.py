@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from espalier.graph.again import AtomsAgain
-from espalier.graph.atoms import BOUND, FACTORS, FIXED, STUCK
+from espalier.graph.atoms import MANY, BOUND, FACTORS, FIXED, STUCK
 from espalier.graph.rows import Array, Rows, crossed, equal, merge, tidy
 
 
@@ -126,7 +126,7 @@ class Axes(AtomsAgain):
             if self.freezes and self.freezes[-1][0] is rows and self.freezes[-1][1] == reason:  # one index after the other
                 return
             self.freezes.append((rows, reason))
-            atoms = self.resolve(rows)
+            atoms = self.resolve(rows if rows.size <= MANY else self.listed([rows])[:, None])  # long rows repeat few atoms
             self._state[atoms[atoms >= 0]] |= STUCK
             self._free.clear()
 
@@ -138,9 +138,10 @@ class Axes(AtomsAgain):
     def frozen_by(self) -> Array:
         """For each atom, the number of the first freeze that hit it as a free atom; -1 for none."""
         table, number = self.table(), np.full(self.count + 1, -1)
-        for event in range(len(self.freezes) - 1, -1, -1):
+        first = {id(rows): event for event, (rows, _) in reversed(list(enumerate(self.freezes)))}
+        for event in sorted(first.values(), reverse=True):
             rows = self.freezes[event][0]
-            number[table[rows[rows >= 0]]] = event
+            number[table[rows[rows >= 0] if rows.size <= MANY else self.listed([rows])]] = event
         return number[:-1]
 
     def reasons(self) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -59,6 +60,12 @@ class Call:
 CALLED = "called"
 
 
+def snapshot(out: Any) -> Any:
+    """What a call has returned, whatever is put into a dictionary or list later."""
+    kind = type(out)
+    return kind(out) if kind is list or kind is dict or kind is OrderedDict else out
+
+
 class Repeat(Protocol):
     """A call made a second time."""
 
@@ -104,7 +111,7 @@ class Calls:
         while (call := self._running.pop()).module is not module:
             pass  # it raised, and the model went on
         self.labels.module = self._running[-1].path if self._running else ""
-        call.out, call.end = out, len(self.labels.events)
+        call.out, call.end = snapshot(out), len(self.labels.events)
         self.end(call)
 
     def leaf(self, path: str, module: nn.Module, leaf: Leaf, x: Tensor) -> Any:

@@ -129,7 +129,8 @@ def _code_asks(code: types.CodeType) -> bool:
                 return True
         elif step.argval == "type" and step.opname.startswith("LOAD_") and not attribute:
             calls = (later for later in range(place, len(steps)) if steps[later].opname.startswith("CALL"))
-            if steps[next(calls, place) + 1].argval not in NAMES:
+            then = steps[next(calls, place) + 1]
+            if then.argval not in NAMES and not then.opname.startswith("FORMAT_"):  # in a message, by its name
                 return True
     return False
 

@@ -7,7 +7,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from espalier.graph.labels import Labels
 
 
 class Held:
@@ -35,9 +37,9 @@ class Held:
             return False
         return all(_same(_inside(container), values) for _, container, values in self._held)
 
-    def changed(self) -> list[nn.Module] | None:
+    def changed(self, labels: Labels) -> list[nn.Module] | None:
         """The modules of which dictionaries hold something else, as a cache does; None if anything else has changed but the
-        mode."""
+        mode. Lists of tensors made anew, the like of those before and without axes, are no change (anchors of detectors)."""
         found = []
         for module, container, values in [*self._held, *((owner, each, []) for owner, each in self._of_empty())]:
             if _same(_inside(container), values):
@@ -45,6 +47,7 @@ class Held:
             if container is module.__dict__:
                 rows = list(zip(container.items(), values, strict=False))
                 others = [(name, old, new) for (name, new), old in rows if old is not new and name != "training"]
+                others = [each for each in others if not _made_anew(labels, *each[1:])]
                 if len(container) != len(values) or not all(_is_cache(name, old, new) for name, old, new in others):
                     return None
                 if not others:
@@ -65,6 +68,13 @@ TORCHS = frozenset(nn.Module().__dict__)
 def _is_cache(name: str, old: Any, new: Any) -> bool:
     """Whether one dictionary was put in the place of another."""
     return name not in TORCHS and type(old) is type(new) is dict
+
+
+def _made_anew(labels: Labels, old: Any, new: Any) -> bool:
+    if not type(old) is type(new) is list or len(old) != len(new) or not all(isinstance(item, Tensor) for item in old + new):
+        return False
+    like = all((a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) for a, b in zip(old, new, strict=True))
+    return like and not any(rows is not None for tensor in new for rows in labels.of(tensor))
 
 
 def _same(now: list[Any], before: list[Any]) -> bool:

@@ -50,10 +50,10 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
         set_mode(model, modules, training=True, flags=flags)
     set_mode(model, modules, training=False, flags=flags)
     calls = Calls.of(modules, labels)
-    watch = done.watched = done.meta and can_be_watched(modules) and not asks_for_classes(modules)
+    watch = done.watched = can_be_watched(modules) and not asks_for_classes(modules)
     done.modules, done.tensors = dict(modules), dict(named_tensors(done.model, modules))
     labels.adopt(done.tensors.items())
-    calls.twins = Twins(calls, modules) if watch and twins else None
+    calls.twins = Twins(calls, modules) if watch and twins and done.meta else None
     with labelled(modules, labels, meta=done.meta) as functions:
         before = Held(module for path, module in modules if path not in calls.leaves)
         calls.at_once = functions.at_once if watch else None
@@ -84,7 +84,7 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
 def _caches_only(before: Held, calls: Calls) -> bool:
     """Whether all that a run leaves behind for the next are caches of modules that ask for the mode: those are repeated with
     what they find."""
-    changed = before.changed()
+    changed = before.changed(calls.labels)
     if changed is None:
         return False
     asking = {id(call.module) for call in calls.ended if call.asked}

@@ -7,14 +7,14 @@ made it be repeated as well, up to the model itself.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from espalier.graph.calls import CALLED, Call, Calls
+from espalier.graph.calls import CALLED, Call, Calls, snapshot
 from espalier.graph.held import Held
 from espalier.graph.integers import plain
 from espalier.graph.labels import Event, Labels, Source
@@ -84,7 +84,7 @@ class _Again:
             return None
         finally:
             calls.repeat = None
-        return (out, calls.labels.events[start:]) if before.is_same() else None
+        return (out, calls.labels.events[start:]) if before.changed(calls.labels) == [] else None
 
     def inside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
         """What a module returns; see ``Repeat``."""
@@ -100,7 +100,7 @@ class _Again:
                 )
             if like:
                 self._calls.labels.events.append((CALLED, call, out))
-                return out
+                return snapshot(out)
         self._calls.repeat = None
         try:
             return run()
@@ -109,8 +109,10 @@ class _Again:
 
 
 def _can_be_returned(out: Any) -> bool:
-    """Whether nobody can have changed it since it was returned."""
-    return isinstance(out, Tensor) or (type(out) is tuple and all(isinstance(item, Tensor | None) for item in out))
+    """Whether nobody can have changed it since it was returned: tensors, or a snapshot of some."""
+    kind = type(out)
+    items = out.values() if kind is dict or kind is OrderedDict else out if kind is tuple or kind is list else (out,)
+    return all(isinstance(item, Tensor | None) for item in items)
 
 
 def _alike(labels: Labels, one: Any, other: Any, first: int | None = None) -> bool:
@@ -132,7 +134,10 @@ def _alike(labels: Labels, one: Any, other: Any, first: int | None = None) -> bo
         return one.keys() == other.keys() and all(_alike(labels, one[key], other[key], first) for key in one)
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(_alike(labels, a, b, first) for a, b in zip(one, other, strict=True))
-    return one is other or (isinstance(one, int | float | str) and bool(plain(one) == plain(other)))
+    if one is other or isinstance(one, int | float | str):
+        return one is other or bool(plain(one) == plain(other))
+    held, there = getattr(one, "__dict__", None), getattr(other, "__dict__", None)  # such as the batches of detectors
+    return bool(held) and not callable(one) and _alike(labels, held, there, first)
 
 
 def _made_same(labels: Labels, one: Rows, other: Rows, first: int | None) -> bool:

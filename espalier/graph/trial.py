@@ -71,7 +71,7 @@ class Trial:
         with contextlib.ExitStack() as modes:
             for mode in (OnMeta, CompositesOnMeta) if done.meta else ():
                 modes.enter_context(mode())
-            if done.watched:
+            if done.watched and done.meta:
                 modes.enter_context(leaves_at_once(modules.values()))
             return [tensor.shape for tensor in tensors_in(modules[""](*done.inputs[0], **done.inputs[1]))]
 
