@@ -77,7 +77,8 @@ class StandIn:
     def cut(self, graph: ChannelGraph, kept: Sequence[Mask | None]) -> nn.Module:
         """A copy without the removed channels."""
         small = replica(self.model, meta=False).eval()
-        apply(small, graph, kept)
+        modules = dict(small.named_modules())
+        apply(modules, dict(named_tensors(small, modules.items())), graph, kept)
         return small
 
 

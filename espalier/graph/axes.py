@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from espalier.graph.again import AtomsAgain
-from espalier.graph.atoms import MANY, BOUND, FACTORS, FIXED, STUCK
+from espalier.graph.atoms import BOUND, FACTORS, FIXED, MANY, STUCK
 from espalier.graph.rows import Array, Rows, crossed, equal, merge, tidy
 
 

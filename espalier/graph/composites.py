@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from espalier.graph import shortcuts
+from espalier.graph import results
 from espalier.graph.integers import plain
 from espalier.graph.modes import transform, without_operations
 
@@ -121,34 +121,34 @@ def _joined(given: Given) -> Given | None:
 
 def _convolutions() -> dict[Any, Composite]:
     arguments = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    made = Composite("convolution", arguments, shortcuts.convolution, ("input", "weight"), ("bias",), _convolution)
+    made = Composite("convolution", arguments, results.convolution, ("input", "weight"), ("bias",), _convolution)
     return dict.fromkeys((functional.conv1d, functional.conv2d, functional.conv3d), made)
 
 
 def _recurrent(name: str) -> Composite:
     arguments = ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
     silent = frozenset({"dropout", "train"})
-    return Composite(name, arguments, shortcuts.recurrent, ("input",), silent=silent, returns_all=True)
+    return Composite(name, arguments, results.recurrent, ("input",), silent=silent, returns_all=True)
 
 
 COMPOSITES: dict[Any, Composite] = {
-    functional.linear: Composite("linear", ("input", "weight", "bias"), shortcuts.linear, ("input", "weight"), ("bias",)),
+    functional.linear: Composite("linear", ("input", "weight", "bias"), results.linear, ("input", "weight"), ("bias",)),
     functional.scaled_dot_product_attention: Composite(
         "scaled_dot_product_attention",
         ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
-        shortcuts.attention,
+        results.attention,
         ("query", "key", "value"),
         silent=frozenset({"dropout_p"}),
     ),
     **dict.fromkeys(
         (torch.matmul, Tensor.matmul, Tensor.__matmul__),
-        Composite("matmul", ("input", "other"), shortcuts.matmul, ("input", "other")),
+        Composite("matmul", ("input", "other"), results.matmul, ("input", "other")),
     ),
     **_convolutions(),
     functional.batch_norm: Composite(
         "native_batch_norm",
         ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-        shortcuts.batch_norm,
+        results.batch_norm,
         ("input", "running_mean", "running_var"),
         ("weight", "bias"),
         _batch_norm,
@@ -157,33 +157,33 @@ COMPOSITES: dict[Any, Composite] = {
     functional.layer_norm: Composite(
         "native_layer_norm",
         ("input", "normalized_shape", "weight", "bias", "eps"),
-        shortcuts.layer_norm,
+        results.layer_norm,
         ("input",),
         ("weight", "bias"),
         _layer_norm,
     ),
     functional.rms_norm: Composite(
-        "rms_norm", ("input", "normalized_shape", "weight", "eps"), shortcuts.rms_norm, ("input",), ("weight",), _layer_norm
+        "rms_norm", ("input", "normalized_shape", "weight", "eps"), results.rms_norm, ("input",), ("weight",), _layer_norm
     ),
-    **dict.fromkeys((torch.cat, torch.concat), Composite("cat", ("tensors", "dim"), shortcuts.cat, (), (), _joined)),
+    **dict.fromkeys((torch.cat, torch.concat), Composite("cat", ("tensors", "dim"), results.cat, (), (), _joined)),
     **dict.fromkeys(
-        (torch.add, Tensor.add, Tensor.__add__), Composite("add", ("self", "other"), shortcuts.entries, ("self", "other"))
+        (torch.add, Tensor.add, Tensor.__add__), Composite("add", ("self", "other"), results.entries, ("self", "other"))
     ),
     **dict.fromkeys(
-        (torch.mul, Tensor.mul, Tensor.__mul__), Composite("mul", ("self", "other"), shortcuts.entries, ("self", "other"))
+        (torch.mul, Tensor.mul, Tensor.__mul__), Composite("mul", ("self", "other"), results.entries, ("self", "other"))
     ),
-    functional.relu: Composite("relu", ("self", "inplace"), shortcuts.activation, ("self",)),
-    functional.relu6: Composite("hardtanh", ("self", "inplace"), shortcuts.activation, ("self",)),
-    functional.silu: Composite("silu", ("self", "inplace"), shortcuts.activation, ("self",)),
-    functional.hardswish: Composite("hardswish", ("self", "inplace"), shortcuts.activation, ("self",)),
-    functional.hardsigmoid: Composite("hardsigmoid", ("self", "inplace"), shortcuts.activation, ("self",)),
+    functional.relu: Composite("relu", ("self", "inplace"), results.activation, ("self",)),
+    functional.relu6: Composite("hardtanh", ("self", "inplace"), results.activation, ("self",)),
+    functional.silu: Composite("silu", ("self", "inplace"), results.activation, ("self",)),
+    functional.hardswish: Composite("hardswish", ("self", "inplace"), results.activation, ("self",)),
+    functional.hardsigmoid: Composite("hardsigmoid", ("self", "inplace"), results.activation, ("self",)),
     torch.lstm: _recurrent("lstm"),
     torch.gru: _recurrent("gru"),
     torch.rnn_tanh: _recurrent("rnn_tanh"),
     torch.rnn_relu: _recurrent("rnn_relu"),
-    torch.sigmoid: Composite("sigmoid", ("self",), shortcuts.entries, ("self",)),
-    torch.tanh: Composite("tanh", ("self",), shortcuts.entries, ("self",)),
-    functional.gelu: Composite("gelu", ("self", "approximate"), shortcuts.entries, ("self",)),
+    torch.sigmoid: Composite("sigmoid", ("self",), results.entries, ("self",)),
+    torch.tanh: Composite("tanh", ("self",), results.entries, ("self",)),
+    functional.gelu: Composite("gelu", ("self", "approximate"), results.entries, ("self",)),
 }
 
 

@@ -1,7 +1,7 @@
 """Deep copies of modules, several times as quick as ``copy.deepcopy``: a model is a tree of thousands of small dictionaries.
 
-Modules that are copied as any object is, dictionaries, lists, tuples and values that never change are copied here. All else, and
-every class that has a say in how it is copied, goes to ``copy.deepcopy`` with the same memo, so that whatever occurs twice
+Modules that are copied as any object is, dictionaries, lists, tuples and values that never change are copied here. All else,
+and every class that has a say in how it is copied, goes to ``copy.deepcopy`` with the same memo, so that whatever occurs twice
 occurs twice in the copy too.
 """
 
@@ -64,8 +64,7 @@ class Copier:
         if isinstance(value, enum.Enum):
             return value
         if isinstance(value, Tensor) and value.grad_fn is not None:  # kept from a run with gradients: torch copies no such ones
-            made = memo[id(value)] = value.detach().clone()
-            return made
+            return memo.setdefault(id(value), value.detach().clone())
         if kind is set and all(type(item) in UNCHANGEABLE for item in value):
             return memo.setdefault(id(value), set(value))
         if kind is tuple:

@@ -64,7 +64,11 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
             costs = len(labels.work), len(labels.activations)
             kept = not (flags and before.is_same())
             set_mode(model, modules, training=True, flags=flags)
-            settled = watch and (not kept or _caches_only(before, calls)) and training.settled(calls, lambda out: _frozen(labels, out))
+            settled = (
+                watch
+                and (not kept or _caches_only(before, calls))
+                and training.settled(calls, lambda out: _frozen(labels, out))
+            )
     if not settled:
         if any(call.others for call in calls.ended):
             raise UnlikeInTraining

@@ -20,7 +20,6 @@ from espalier.graph.repeats import described
 from espalier.graph.rows import Rows
 from espalier.graph.shortcuts import META
 
-
 SETTINGS = frozenset({type(None), bool, float, str})  # arguments that the description tells all of
 
 

@@ -6,6 +6,7 @@ from what it is given. So where one call did exactly the same in both modes, the
 
 from __future__ import annotations
 
+import functools
 import types
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -87,14 +88,20 @@ def _described(value: Any, seen: dict[int, int], objects: list[Tensor | nn.Modul
     if isinstance(value, nn.Module):
         objects.append(value)
         held = value.__dict__
-        kinds = tuple(map(type, held.values()))
-        values = VALUES if exact else ALL_BUT_LENGTHS
-        plain_ones = [item for item, what in zip(held.values(), kinds, strict=True) if what in values]
-        others = [
-            item for item, what in zip(held.values(), kinds, strict=True) if what not in VALUES and (what not in EMPTY or item)
-        ]
-        return kind, tuple(held), kinds, tuple(plain_ones), tuple([_described(item, seen, objects, exact) for item in others])
+        kinds, values = tuple(map(type, held.values())), tuple(held.values())
+        plain_ones, others = _places(kinds, exact)
+        inside = [values[place] for place in others if kinds[place] not in EMPTY or values[place]]
+        described = tuple([_described(item, seen, objects, exact) for item in inside])
+        return kind, tuple(held), kinds, tuple([values[place] for place in plain_ones]), described
     raise Unusual
+
+
+@functools.lru_cache(512)
+def _places(kinds: tuple[type, ...], exact: bool) -> tuple[list[int], list[int]]:
+    """Where there are values to compare, and where things to describe."""
+    values = VALUES if exact else ALL_BUT_LENGTHS
+    places = range(len(kinds))
+    return [at for at in places if kinds[at] in values], [at for at in places if kinds[at] not in VALUES]
 
 
 def same_events(labels: Labels, one: Sequence[Event], other: Sequence[Event]) -> bool:

@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espalier.graph.integers import plain
 from espalier.graph.modes import TorchDispatchMode
 
 META = torch.device("meta")
 
 
-def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory of no place, and of the dtype of ``like``."""
     return torch.empty(shape, dtype=like.dtype, device=META)
 
 
 def like(x: Tensor) -> Tensor:
     """``torch.empty_like`` on meta, which takes its time."""
     if x.is_contiguous():
-        return _empty(x.shape, x)
+        return empty(x.shape, x)
     if _lies_close(x):
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=META)
     return torch.empty_like(x, device=META)
@@ -46,7 +46,8 @@ def _lies_close(x: Tensor) -> bool:
 # -- entry by entry ------------------------------------------------------------------------------------------------
 
 
-def _elementwise(*args: Any) -> Tensor | None:
+def elementwise(*args: Any) -> Tensor | None:
+    """What works entry by entry."""
     whole = _whole(args)
     return _spread_both_ways(args) if whole is None else like(whole)
 
@@ -61,7 +62,7 @@ def _spread_both_ways(args: Sequence[Any]) -> Tensor | None:
         return None
     shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
     fits = all(size in (1, wanted) for tensor in tensors for size, wanted in zip(tensor.shape, shape, strict=True))
-    return _empty(shape, first) if fits and 0 not in shape else None
+    return empty(shape, first) if fits and 0 not in shape else None
 
 
 def _in_place(*args: Any) -> Tensor | None:
@@ -75,7 +76,9 @@ def _whole(args: Sequence[Any]) -> Tensor | None:
     if len(tensors) == 1:
         return tensors[0] if tensors[0].is_floating_point() else None  # integers times 0.5 are none
     whole = max(tensors, key=Tensor.numel)
-    fits = whole.is_floating_point() and all(tensor.dtype == whole.dtype and _spreads(tensor.shape, whole.shape) for tensor in tensors)
+    fits = whole.is_floating_point() and all(
+        tensor.dtype == whole.dtype and _spreads(tensor.shape, whole.shape) for tensor in tensors
+    )
     return whole if fits else None
 
 
@@ -89,7 +92,7 @@ def _spreads(small: Sequence[int], large: Sequence[int]) -> bool:
 
 def contiguous(x: Tensor) -> Tensor:
     """A copy in one piece."""
-    return _empty(x.shape, x)
+    return empty(x.shape, x)
 
 
 def _masked_fill(x: Tensor, mask: Tensor, *_: Any) -> Tensor | None:
@@ -110,7 +113,7 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor | None:
     if any(not -x.dim() <= place < x.dim() for place in dims):
         return None
     gone = {place % x.dim() for place in dims}
-    return _empty([1 if place in gone else size for place, size in enumerate(x.shape) if keepdim or place not in gone], x)
+    return empty([1 if place in gone else size for place, size in enumerate(x.shape) if keepdim or place not in gone], x)
 
 
 def _norm(x: Tensor, order: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor | None:
@@ -124,7 +127,7 @@ def _resized(x: Tensor, size: Any, *rest: Any) -> Tensor | None:
         size = [int(length * factor) for length, factor in zip(pixels, factors, strict=True)]
     if size is None or len(size) != len(pixels) or min(size) < 1 or not x.is_floating_point() or not x.numel():
         return None
-    made = _empty((*x.shape[:2], *size), x)
+    made = empty((*x.shape[:2], *size), x)
     return made.contiguous(memory_format=torch.channels_last) if _is_like_channels_last(x) else made
 
 
@@ -144,9 +147,10 @@ def _is_like_channels_last(x: Tensor) -> bool:
 # -- layers --------------------------------------------------------------------------------------------------------
 
 
-def _convolution(
+def convolution(
     x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, extra: Any, groups: int
 ) -> Tensor | None:
+    """Not transposed."""
     count = x.dim() - 2
     if transposed or weight.dim() != x.dim() or not len(stride) == len(padding) == len(dilation) == count > 0:
         return None
@@ -154,21 +158,23 @@ def _convolution(
         return None
     settings = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     pixels = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in settings]
-    return _empty((x.shape[0], weight.shape[0], *pixels), x) if min(pixels) > 0 else None
+    return empty((x.shape[0], weight.shape[0], *pixels), x) if min(pixels) > 0 else None
 
 
-def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """With its statistics."""
     if x.dim() < 2 or not _are(channels := x.shape[1], *[value for value in rest[:4] if isinstance(value, Tensor)]):
         return None
-    return like(x), _empty((channels,), x), _empty((channels,), x)
+    return like(x), empty((channels,), x), empty((channels,), x)
 
 
-def _layer_norm(x: Tensor, normalized_shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+def layer_norm(x: Tensor, normalized_shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """With its statistics."""
     shape, count = list(normalized_shape), x.dim() - len(normalized_shape)
     if count < 0 or list(x.shape[count:]) != shape or not all(t is None or list(t.shape) == shape for t in (weight, bias)):
         return None
     statistic = (*x.shape[:count], *[1] * len(shape))
-    return _empty(x.shape, x), _empty(statistic, x), _empty(statistic, x)
+    return empty(x.shape, x), empty(statistic, x), empty(statistic, x)
 
 
 def _group_norm(
@@ -176,7 +182,7 @@ def _group_norm(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     if c % group or x.numel() != n * c * hxw or not _are(c, weight, bias):
         return None
-    return like(x), _empty((n, group), x), _empty((n, group), x)
+    return like(x), empty((n, group), x), empty((n, group), x)
 
 
 def _are(length: int, *vectors: Any) -> bool:
@@ -191,100 +197,17 @@ def _addmm(bias: Tensor, one: Tensor, two: Tensor, *rest: Any) -> Tensor | None:
     if rest or one.dim() != 2 or two.dim() != 2 or one.shape[1] != two.shape[0] or not bias.dtype == one.dtype == two.dtype:
         return None
     shape = (one.shape[0], two.shape[1])
-    return _empty(shape, one) if _spreads(bias.shape, shape) else None
+    return empty(shape, one) if _spreads(bias.shape, shape) else None
 
 
 def _bmm(one: Tensor, two: Tensor, *rest: Any) -> Tensor | None:
     if rest or one.dim() != 3 or two.dim() != 3 or one.shape[::2] != two.shape[:2] or one.dtype != two.dtype:
         return None
-    return _empty((*one.shape[:2], two.shape[2]), one)
+    return empty((*one.shape[:2], two.shape[2]), one)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """``torch.nn.functional.linear`` of vectors that lie in one more dimension or in several."""
-    if x.dim() < 2 or weight.dim() != 2 or x.shape[-1] != weight.shape[1] or not _all_meta(x, weight, bias):
-        return None
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
-        return None
-    return _empty((*x.shape[:-1], weight.shape[0]), x)
-
-
-def matmul(one: Tensor, two: Tensor) -> Tensor | None:
-    """``torch.matmul`` of equally many matrices."""
-    if one.dim() < 3 or one.shape[:-2] != two.shape[:-2] or one.shape[-1] != two.shape[-2] or not _all_meta(one, two):
-        return None
-    return _empty((*one.shape[:-1], two.shape[-1]), one)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: Any, *settings: Any) -> Tensor | None:
-    """``torch.nn.functional.scaled_dot_product_attention`` without a mask, of equally many queries, keys and values."""
-    causal, _, grouped = settings
-    if mask is not None or causal or grouped or query.dim() < 3 or query.shape[:-2] != key.shape[:-2]:
-        return None
-    if key.shape[:-1] != value.shape[:-1] or query.shape[-1] != key.shape[-1] or not _all_meta(query, key, value):
-        return None
-    return _empty((*query.shape[:-1], value.shape[-1]), query)
-
-
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor | None:
-    """``torch.nn.functional.conv2d`` and its like."""
-    return _convolution(x, weight, bias, *settings) if _all_meta(x, weight, bias) else None
-
-
-def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``torch.nn.functional.batch_norm``, of (x, weight, bias, mean, variance)."""
-    return _batch_norm(x, *rest) if _all_meta(x, *rest[:4]) else None
-
-
-def layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``torch.nn.functional.layer_norm``."""
-    return _layer_norm(x, shape, weight, bias) if _all_meta(x, weight, bias) else None
-
-
-def rms_norm(x: Tensor, shape: Any, weight: Any, *_: Any) -> Tensor | None:
-    """``torch.nn.functional.rms_norm``."""
-    return _empty(x.shape, x) if _all_meta(x, weight) and _layer_norm(x, shape, weight, None) is not None else None
-
-
-def recurrent(
-    x: Tensor, hidden: Any, weights: Any, biases: bool, layers: int, dropout: float, train: bool, two_ways: bool, batch_first: bool
-) -> tuple[Tensor, ...] | None:
-    """``torch.lstm`` and its like, of sequences of equal length."""
-    states = tuple(hidden) if isinstance(hidden, tuple | list) else (hidden,)
-    if x.dim() != 3 or not isinstance(weights, list) or not _all_meta(x, *states, *weights):
-        return None
-    directions, batch = (2 if two_ways else 1), x.shape[0 if batch_first else 1]
-    if weights[0].shape[1] != x.shape[2] or states[0].shape[:2] != (plain(layers) * directions, batch):
-        return None
-    out = (*x.shape[:2], directions * states[0].shape[2])
-    return _empty(out, x), *[_empty(state.shape, x) for state in states]
-
-
-def cat(tensors: Sequence[Tensor], dim: int) -> Tensor | None:
-    """``torch.cat``."""
-    return _cat(tensors, dim) if _all_meta(*tensors) else None
-
-
-def entries(x: Tensor, *others: Any) -> Tensor | None:
-    """What works entry by entry."""
-    return _elementwise(x, *others) if _all_meta(x, *(other for other in others if isinstance(other, Tensor))) else None
-
-
-def activation(x: Tensor, inplace: Any) -> Tensor | None:
-    """``torch.nn.functional.relu`` and its like; what works in place returns what it was given."""
-    return (x if inplace else like(x)) if _all_meta(x) else None
-
-
-def _all_meta(first: Tensor, *others: Tensor | None) -> bool:
-    """Whether all are real numbers of one kind on the meta device."""
-    dtype = first.dtype
-    for tensor in others:
-        if tensor is not None and (tensor.dtype != dtype or not tensor.is_meta):
-            return False
-    return first.is_meta and first.is_floating_point()
-
-
-def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+    """Of equal dtypes."""
     first = tensors[0]
     shapes = [list(tensor.shape) for tensor in tensors]
     lengths = [shape.pop(dim) for shape in shapes if -len(shape) <= dim < len(shape)]
@@ -296,12 +219,27 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
         return None
     shape = list(first.shape)
     shape[dim] = sum(lengths)
-    return _empty(shape, first)
+    return empty(shape, first)
 
 
 ELEMENTWISE = frozenset(
     {"add", "sub", "mul", "div", "gelu", "relu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "clone"}
-    | {"clamp", "clamp_min", "clamp_max", "pow", "rsqrt", "sqrt", "neg", "exp", "log", "abs", "sin", "cos", "square", "reciprocal"}
+    | {
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "pow",
+        "rsqrt",
+        "sqrt",
+        "neg",
+        "exp",
+        "log",
+        "abs",
+        "sin",
+        "cos",
+        "square",
+        "reciprocal",
+    }
     | {"addcmul", "leaky_relu", "elu", "mish", "softplus", "rsub", "maximum", "minimum", "erf"}
     | {"_softmax", "_safe_softmax"}
 )
@@ -311,22 +249,22 @@ RESIZED = (
 SHORTCUTS: dict[str, Callable[..., Any]] = {
     "masked_fill": _masked_fill,
     "roll": _roll,
-    "convolution": _convolution,
-    "native_batch_norm": _batch_norm,
-    "_native_batch_norm_legit": _batch_norm,
-    "_native_batch_norm_legit_no_training": _batch_norm,
-    "native_layer_norm": _layer_norm,
+    "convolution": convolution,
+    "native_batch_norm": batch_norm,
+    "_native_batch_norm_legit": batch_norm,
+    "_native_batch_norm_legit_no_training": batch_norm,
+    "native_layer_norm": layer_norm,
     "native_group_norm": _group_norm,
     "addmm": _addmm,
     "bmm": _bmm,
-    "cat": _cat,
+    "cat": cat,
     "mean": _mean,
     "amax": _mean,
     "amin": _mean,
     "sum": _mean,
     "linalg_vector_norm": _norm,
     **dict.fromkeys(RESIZED, _resized),
-    **{name: _elementwise for name in ELEMENTWISE},
+    **{name: elementwise for name in ELEMENTWISE},
     **{f"{name}_": _in_place for name in ELEMENTWISE},
 }
 HARMLESS = {"alpha", "approximate", "value"}  # keywords that change values only
@@ -348,7 +286,7 @@ def run_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if found is not None:
             return found
     if func is CLONE and kwargs == IN_ONE_PIECE:
-        return _empty(args[0].shape, args[0])
+        return empty(args[0].shape, args[0])
     return func(*args, **{key: _meta(value) for key, value in kwargs.items()})
 
 

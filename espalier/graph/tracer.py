@@ -114,7 +114,9 @@ class Functions(TorchFunctionMode):
         return out
 
     def _is_counter(self, tensor: Any) -> bool:
-        return self.operations.meta and tensor.dim() == 0 and not tensor.is_floating_point() and bool(self.labels.name_of(tensor))
+        return (
+            self.operations.meta and tensor.dim() == 0 and not tensor.is_floating_point() and bool(self.labels.name_of(tensor))
+        )
 
     def _uncounted(self, func: Any, args: Any, kwargs: Any) -> Any:
         """No event: nobody can tell how often a batch norm has been called, where there are no values."""

@@ -116,8 +116,8 @@ def _can_be_returned(out: Any) -> bool:
 
 
 def _alike(labels: Labels, one: Any, other: Any, first: int | None = None) -> bool:
-    """Whether the rest of a model cannot tell two results apart: same shapes, same axes. From the ``first`` atom on all are new,
-    those of positions that were counted again, say: an axis of such atoms becomes one with the axis in its place."""
+    """Whether the rest of a model cannot tell two results apart: same shapes, same axes. From the ``first`` atom on all are
+    new, those of positions that were counted again, say: an axis of such atoms becomes one with the axis in its place."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one is other:
             return True

@@ -90,7 +90,9 @@ def _halve(trial: Trial, numbers: list[int], broken: dict[Group, str], tried: st
         broken.update({trial.graph.groups[number]: error for number in numbers[middle:]})
 
 
-def apply(modules: dict[str, nn.Module], tensors: Mapping[str, Tensor], graph: ChannelGraph, kept: Sequence[Mask | None]) -> None:
+def apply(
+    modules: dict[str, nn.Module], tensors: Mapping[str, Tensor], graph: ChannelGraph, kept: Sequence[Mask | None]
+) -> None:
     """Cut a stand-in without ceremony.
 
     Args:

@@ -98,8 +98,8 @@ def _like_ones(modules: Modules) -> dict[str, int]:
 
 
 def _kind(module: nn.Module) -> tuple[int, int] | None:
-    """A number that modules have in common that are alike in their classes, the shapes of their parameters and what is inside, and
-    how many are inside. None for modules with hooks: whoever set them wants them called."""
+    """A number that modules have in common that are alike in their classes, the shapes of their parameters and what is inside,
+    and how many are inside. None for modules with hooks: whoever set them wants them called."""
     if module._forward_hooks or module._forward_pre_hooks:
         return None
     inside = 0
