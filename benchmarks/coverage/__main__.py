@@ -1,7 +1,7 @@
 """Runs the list: one model at a time in a process of its own, one result line each, what is done is not done again.
 
 Usage:
-    python -m benchmarks.coverage --side ours [--only NAME ...] [--again] [--untimed]
+    python -m benchmarks.coverage --side ours [--only NAME ...] [--again]
     python -m benchmarks.coverage --side theirs --python ENV/bin/python      (the environment: see theirs.py)
     PYTHONPATH=FOLDER python -m benchmarks.coverage --side speed             (both in turn; the folder: see speed.py)
     python -m benchmarks.coverage.table
@@ -59,11 +59,11 @@ def attempt(command: list[str], key: str) -> dict[str, Any]:
     return row
 
 
-def ours(key: str, python: str, untimed: bool) -> dict[str, Any]:
-    return attempt([python, "-m", "benchmarks.coverage.ours", key, *(["--untimed"] if untimed else [])], key)
+def ours(key: str, python: str) -> dict[str, Any]:
+    return attempt([python, "-m", "benchmarks.coverage.ours", key], key)
 
 
-def theirs(key: str, python: str, untimed: bool) -> dict[str, Any]:
+def theirs(key: str, python: str) -> dict[str, Any]:
     """At batch 2, and once more at batch 1 after an error (not after running out of time or memory)."""
     command = [python, "-m", "benchmarks.coverage.theirs", key]
     first = attempt([*command, "2"], key)
@@ -73,7 +73,7 @@ def theirs(key: str, python: str, untimed: bool) -> dict[str, Any]:
     return second if second["outcome"] == "ok" else first
 
 
-def speed(key: str, python: str, untimed: bool) -> dict[str, Any]:
+def speed(key: str, python: str) -> dict[str, Any]:
     return attempt([python, "-m", "benchmarks.coverage.speed", key], key)
 
 
@@ -86,7 +86,6 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="the interpreter that runs that side")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models of the list")
     parser.add_argument("--again", action="store_true", help="run also what has a result")
-    parser.add_argument("--untimed", action="store_true", help="ours without repetitions for times: on a busy machine")
     arguments = parser.parse_args()
     done = {} if arguments.again else results(arguments.side)
     keys = [entry.key for entry in load()]
@@ -97,7 +96,7 @@ def main() -> None:
         for key in arguments.only or keys:
             if done.get(key, {}).get("stage", "start") != "start":  # what died before it began is tried again
                 continue
-            row = SIDES[arguments.side](key, arguments.python, arguments.untimed)
+            row = SIDES[arguments.side](key, arguments.python)
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(f"{key:36} {row['outcome']:6} {row['stage']:16} {row.get('error', '')}", flush=True)

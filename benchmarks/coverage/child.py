@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import seconds
 from benchmarks.coverage.models import Entry, example, loss, watch
 
 MEMORY = 8 << 30  # bytes of address space
@@ -68,16 +67,6 @@ def limit(processor_seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-
-
-def warm_seconds(call: Callable[[], object]) -> float:
-    """Median time of three calls after a first one that does not count; of one where the first took over a second."""
-    return seconds(call, 1 if seconds(call, 1) > 1 else 3)
-
-
-def forward_seconds(entry: Entry, model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    with torch.no_grad():
-        return warm_seconds(lambda: watch(entry, model, inputs))
 
 
 def size(entry: Entry, model: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Espalier on one model: trace it, cut half the channels of every group, run it, and hold the result against both oracles.
 
-Usage: python -m benchmarks.coverage.ours NAME [--untimed]          (run by benchmarks.coverage --side ours)
+Usage: python -m benchmarks.coverage.ours NAME          (run by benchmarks.coverage --side ours; times: speed.py)
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 import espalier as es
 from benchmarks.coverage import oracles
-from benchmarks.coverage.child import Failed, Record, check_runs, dense_shapes, forward_seconds, limit, one_line, size
+from benchmarks.coverage.child import Failed, Record, check_runs, dense_shapes, limit, one_line, size
 from benchmarks.coverage.models import Entry, build, example, find, watch
 from benchmarks.coverage.shares import enliven, shares
 
 TIME = 180  # seconds a model
 SEED = 3  # of the kept channels
-SLOW = 20  # seconds: a slower trace is not made again for its time
 
 
-def run(key: str, timed: bool = True) -> None:
+def run(key: str) -> None:
     limit(TIME)
     entry, record = find(key), Record(key)
     inputs = example(entry)
@@ -37,10 +36,8 @@ def run(key: str, timed: bool = True) -> None:
             raise Failed("the dense model's outputs are not finite")
         macs, parameters = size(entry, model, inputs)
         record.note(macs=macs, parameters=parameters)
-        if timed:
-            record.note(forward_s=forward_seconds(entry, model, inputs))
     with record.stage("trace"):
-        graph = trace(record, model, inputs, timed)
+        graph = trace(model, inputs)
         record.note(**shares(model, graph), notes=graph.notes)
     record.note(**zeroed(entry, model, graph, inputs))
     dense, keeps = copy.deepcopy(model), oracles.random_keeps(graph.groups, SEED)
@@ -65,19 +62,10 @@ def outputs(entry: Entry, model: nn.Module, inputs: tuple[Any, ...]) -> list[Ten
         return watch(entry, model.eval(), inputs)
 
 
-def trace(record: Record, model: nn.Module, inputs: tuple[Any, ...], timed: bool) -> Any:
-    """The graph. The time is that of a second trace, without and with the trial cut; the model must be left as it was."""
+def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The graph; the model must be left as it was."""
     before = {name: tensor.clone() for name, tensor in oracles.tensors(model.train()).items()}
-    start = time.perf_counter()
     graph = es.trace(model, inputs)
-    first = time.perf_counter() - start
-    times = {"trace_first_s": first}
-    for name, check in {"trace_s": False, "trace_and_trial_s": True}.items():
-        start = time.perf_counter()
-        if timed and first < SLOW:
-            es.trace(model, inputs, check=check)
-            times[name] = time.perf_counter() - start
-    record.note(**times)
     changed = [name for name, tensor in oracles.tensors(model).items() if not torch.equal(tensor, before[name])]
     if changed or not all(module.training for module in model.modules()):
         raise Failed(f"the trace changed the model: {changed[:3] or 'training flags'}")
@@ -120,4 +108,4 @@ def natively(
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], "--untimed" not in sys.argv)
+    run(sys.argv[1])

@@ -1,4 +1,5 @@
-"""Writes ``table.md`` (every model) and ``coverage.json`` (totals against the bars) from the result lines of both sides.
+"""Writes ``table.md`` (every model) and ``coverage.json`` (totals against the bars) from the result lines of both sides and of
+the times that both took in turn.
 
 Usage: python -m benchmarks.coverage.table
 """
@@ -19,7 +20,7 @@ PASSES, PER_PASS = 2, 0.05  # a trace runs the model in both modes, and may take
 Row = dict[str, Any]
 HEAD = (
     "| model | M params | input | espalier | groups | params left | frozen | head | native | zeroed | trace / forward "
-    "| frozen because | Torch-Pruning | params left | graph / forward |"
+    "| trace / graph | with trial cut | frozen because | Torch-Pruning | params left | graph / forward |"
 )
 
 
@@ -61,7 +62,12 @@ def reasons(row: Row) -> str:
     return "; ".join(f"{part:.1%} {reason}" for reason, part in top if part >= 0.0005).replace("|", "/")
 
 
-def line(entry: Entry, ours: Row, theirs: Row) -> str:
+def taken(row: Row, what: str, base: str = "forward") -> float | None:
+    """The median ratio of a time to another, of the same rounds."""
+    return row.get(f"over_{base}", {}).get(what)
+
+
+def line(entry: Entry, ours: Row, theirs: Row, speed: Row) -> str:
     cells = [
         entry.key,
         f"{entry.parameters / 1e6:.1f}",
@@ -73,23 +79,23 @@ def line(entry: Entry, ours: Row, theirs: Row) -> str:
         shown(ours.get("head_share"), ".1%"),
         exactness(ours, "native"),
         exactness(ours, "zeroed"),
-        shown(ratio(ours, "trace_s", "forward_s"), ".1f"),
+        shown(taken(speed, "trace"), ".1f"),
+        shown(taken(speed, "trace", "graph")),
+        shown(taken(speed, "trace and trial cut", "graph")),
         reasons(ours),
         outcome(theirs),
         shown(ratio(theirs, "parameters_after", "parameters")),
-        shown(ratio(theirs, "graph_s", "forward_s"), ".1f"),
+        shown(taken(speed, "graph"), ".1f"),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-def totals(entries: list[Entry], ours: dict[str, Row], theirs: dict[str, Row]) -> Row:
+def totals(entries: list[Entry], ours: dict[str, Row], theirs: dict[str, Row], speed: dict[str, Row]) -> Row:
     rows = [ours.get(entry.key, {}) for entry in entries]
     others = [theirs.get(entry.key, {}) for entry in entries]
     traced = [row for row in rows if "groups" in row]
     count = len(entries)
     holding, little = sum(map(held, rows)), sum(row["frozen_share"] <= FROZEN for row in traced)
-    quick = [row for row in traced if "trace_s" in row]
-    paired = [(row, other) for row, other in zip(rows, others, strict=True) if "trace_s" in row and "graph_s" in other]
     return {
         "models": count,
         "run": sum(map(bool, rows)),
@@ -109,17 +115,28 @@ def totals(entries: list[Entry], ours: dict[str, Row], theirs: dict[str, Row]) -
             "held": sum(map(held, others)),
             "stages_of_failure": stages(others),
         },
-        "speed": {
-            "trace_over_forward_median": median(row["trace_s"] / row["forward_s"] for row in quick),
-            "within_two_forwards_and_50_ms_per_pass": sum(
-                row["trace_s"] <= 2 * row["forward_s"] + PASSES * PER_PASS for row in quick
-            ),
-            "of": len(quick),
-            "trace_and_trial_over_torch_pruning_graph_median": median(
-                row["trace_and_trial_s"] / other["graph_s"] for row, other in paired
-            ),
-            "not_slower_than_torch_pruning_graph": sum(row["trace_and_trial_s"] <= other["graph_s"] for row, other in paired),
-            "of_both": len(paired),
+        "speed": speeds([speed[entry.key] for entry in entries if "times" in speed.get(entry.key, {})]),
+    }
+
+
+def speeds(rows: list[Row]) -> Row:
+    """A trace beside a forward pass and Torch-Pruning's graph, where that can be built."""
+    both = [row for row in rows if "over_graph" in row]
+    variants = ("trace", "trace and trial cut")
+    return {
+        "trace_over_forward_median": median(row["over_forward"]["trace"] for row in rows),
+        "within_two_forwards_and_50_ms_per_pass": sum(
+            row["times"]["trace"] <= 2 * row["times"]["forward"] + PASSES * PER_PASS for row in rows
+        ),
+        "of": len(rows),
+        "over_torch_pruning_graph": {
+            name: {
+                "median": median(row["over_graph"][name] for row in both),
+                "of_all_together": sum(row["times"][name] for row in both) / sum(row["times"]["graph"] for row in both),
+                "not_slower": sum(row["over_graph"][name] <= 1 for row in both),
+                "of": len(both),
+            }
+            for name in variants
         },
     }
 
@@ -153,8 +170,8 @@ def stages(rows: list[Row]) -> dict[str, int]:
 
 
 def main() -> None:
-    entries, ours, theirs = load(), results("ours"), results("theirs")
-    summary = totals(entries, ours, theirs)
+    entries, ours, theirs, speed = load(), results("ours"), results("theirs"), results("speed")
+    summary = totals(entries, ours, theirs, speed)
     left_out = json.loads(LIST.read_text())["left_out"]
     content = {"machine": machine(), **summary, "left_out": left_out}
     (FOLDER / "coverage.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -167,9 +184,9 @@ def main() -> None:
         f"espalier holds {summary['held']} of {summary['models']}, Torch-Pruning {summary['torch_pruning']['held']}.",
         "",
         HEAD,
-        "| --- |" + " ---: |" * 2 + " --- |" + " ---: |" * 7 + " --- | --- |" + " ---: |" * 2,
+        "| --- |" + " ---: |" * 2 + " --- |" + " ---: |" * 9 + " --- | --- |" + " ---: |" * 2,
     ]
-    lines += [line(entry, ours.get(entry.key, {}), theirs.get(entry.key, {})) for entry in entries]
+    lines += [line(entry, *(side.get(entry.key, {}) for side in (ours, theirs, speed))) for entry in entries]
     (FOLDER / "table.md").write_text("\n".join(lines) + "\n")
     print(json.dumps(summary, indent=2))
 

@@ -102,8 +102,10 @@ def _each(value: Any, default: int, count: int) -> list[int] | None:
 
 def _batch_norm(given: Given) -> Given | None:
     """In training mode torch asks for several values per channel."""
-    x = given["input"]
-    if not isinstance(given["eps"], float) or given["eps"] < 0 or (given["training"] and x.numel() <= x.shape[1]):
+    x, eps = given["input"], given["eps"]
+    if not isinstance(eps, float) or eps < 0 or x.dim() < 2 or (given["training"] and x.numel() <= x.shape[1]):
+        return None
+    if not given["training"] and (given["running_mean"] is None or given["running_var"] is None):
         return None
     return {name: given[name] for name in ("input", "weight", "bias", "running_mean", "running_var")}
 
@@ -149,8 +151,8 @@ COMPOSITES: dict[Any, Composite] = {
         "native_batch_norm",
         ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
         results.batch_norm,
-        ("input", "running_mean", "running_var"),
-        ("weight", "bias"),
+        ("input",),
+        ("running_mean", "running_var", "weight", "bias"),
         _batch_norm,
         silent=frozenset({"training", "momentum"}),
     ),

@@ -125,7 +125,7 @@ LEAVES: dict[type[nn.Module], Leaf] = {
     nn.SiLU: _activation(functional.silu),
     nn.Hardswish: _activation(functional.hardswish),
     nn.Hardsigmoid: _activation(functional.hardsigmoid),
-    nn.GELU: lambda layer, x: (functional.gelu, (x, layer.approximate)),
+    nn.GELU: lambda layer, x: (functional.gelu, (x,)) if layer.approximate == "none" else None,
     nn.Sigmoid: lambda layer, x: (torch.sigmoid, (x,)),
     nn.Tanh: lambda layer, x: (torch.tanh, (x,)),
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), lambda layer, x: (None, (x,))),

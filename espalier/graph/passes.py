@@ -13,6 +13,7 @@ from espalier.graph.calls import Calls, can_be_watched, modules_followed, only_s
 from espalier.graph.classes import asks_for_classes
 from espalier.graph.held import Held
 from espalier.graph.labels import Labels
+from espalier.graph.modes import without_functions
 from espalier.graph.replica import Inputs, named_tensors, tensors_in
 from espalier.graph.tracer import labelled
 from espalier.graph.twins import Twins
@@ -88,7 +89,8 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
 def _caches_only(before: Held, calls: Calls) -> bool:
     """Whether all that a run leaves behind for the next are caches of modules that ask for the mode: those are repeated with
     what they find."""
-    changed = before.changed(calls.labels)
+    with without_functions():  # shapes are compared
+        changed = before.changed(calls.labels)
     if changed is None:
         return False
     asking = {id(call.module) for call in calls.ended if call.asked}

@@ -118,3 +118,32 @@ def test_an_expression_keeps_both_sides():
     origin = origin_of(attribute(12, "dim") // attribute(4))
     assert isinstance(origin, Expression)
     assert (origin.sign, origin.left, origin.right) == ("//", Attribute("dim", 12), Attribute("heads", 4))
+
+
+def test_two_unknown_factors_are_told_apart_by_how_the_dimension_is_divided(axes, constraints):
+    """x.reshape(N, heads, parts * width, L).chunk(parts, 2)"""
+    rows = axes.fresh(12, "qkv")
+    parts, width = axes.split(rows, (3, 4), (False, True), "chunk")
+    demand(constraints, attribute(3, "parts") * attribute(4, "width"), rows, 12)
+    constraints.settle()
+    assert same(axes, constraints.attributes["width"][0], width)
+    assert not axes.frozen()
+    assert len(axes.atoms_in([width])) == 4
+    assert axes.is_fixed(axes.resolve(parts)).all()
+
+
+def test_a_dimension_divided_by_an_unknown_number_of_parts(axes, constraints):
+    """torch.split(x, self.channels // self.parts, 1)"""
+    part = axes.fresh(4, "part")
+    demand(constraints, attribute(8, "channels") // attribute(2, "parts"), part, 4)
+    constraints.settle()
+    assert not axes.frozen()
+    assert len(constraints.attributes["channels"][0]) == 8
+    assert "parts" not in constraints.attributes
+
+
+def test_an_attribute_that_nobody_knows_keeps_its_value(axes, constraints):
+    rows = axes.fresh(12, "a")
+    demand(constraints, attribute(3, "parts") * attribute(4, "width"), rows, 12)
+    constraints.settle()
+    assert all("computed in a way that a cut would break" in reason for reason in reasons(axes, rows))

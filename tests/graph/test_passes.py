@@ -489,3 +489,49 @@ class Dropping(nn.Module):
 
 def test_the_noise_of_dropout_keeps_no_channels():
     assert sizes(es.trace(Dropping(), torch.zeros(1, 3, 8, 8))) == [8]
+
+
+class Anchored(Noted):
+    """Makes a list of numbers anew at every run, as detectors do with their anchors."""
+
+    def __init__(self, name: str, inputs: int, outputs: int, *, own: bool) -> None:
+        super().__init__(name, inputs, outputs)
+        self.kept, self.own = [torch.zeros(2, 6, device="meta")], own
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        self.kept = [x] if self.own else [torch.zeros(2, 6, device="meta")]
+        return x
+
+
+def test_a_list_made_anew_is_nothing_kept_unless_it_has_axes():
+    assert runs(Anchored("middle", 8, 6, own=False))[0] == ONCE
+    assert runs(Anchored("middle", 8, 6, own=True))[0] == TWICE
+
+
+def test_a_class_named_in_a_message_may_be_watched():
+    class Checking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dim() != 2:
+                raise ValueError(f"takes vectors, not {type(x)}")
+            return x
+
+    assert not asks_for_classes([("", Checking())])
+
+
+def test_results_in_a_dictionary_are_replayed_as_they_were():
+    class Many(Noted):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"out": super().forward(x)}
+
+    class Taking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.many, self.gate = Many("middle", 8, 6), nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.many(x)
+            x = out.pop("out")
+            return x * self.gate if self.training else x
+
+    assert runs(Taking())[0] == ONCE
