@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,16 +25,15 @@ LOOKED = "looked"  # an event: the code has read a shape
 KERNEL = "is a spatial dimension of a kernel"
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """A Python-level call under way: its name, and the sizes and bounds as the code wrote them."""
 
     name: str
     sizes: Sequence[int] = ()
-    bounds: Mapping[int, slice] = field(default_factory=dict)
+    bounds: Mapping[int, slice] = MappingProxyType({})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: a frozen one takes three times as long to make
 class Source:
     """The layer whose output a tensor is, entry by entry: scaling these parameters scales the tensor."""
 
