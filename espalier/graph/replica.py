@@ -63,8 +63,8 @@ def replica(model: nn.Module, *, meta: bool) -> nn.Module:
         raise
     except Exception as error:
         raise EspalierError(
-            f"The {type(model).__name__} cannot be copied for tracing ({type(error).__name__}: {error}): modules under the old "
-            f"torch.nn.utils.weight_norm or spectral_norm need torch.nn.utils.parametrizations instead."
+            f"The {type(model).__name__} cannot be copied for tracing ({type(error).__name__}: {error}): what its modules hold "
+            f"must be such that copy.deepcopy can copy it."
         ) from error
 
 

@@ -13,6 +13,7 @@ from espalier.files import read_builder
 from espalier.rebuild import build
 from espalier.surgery import structure_of
 from espalier.tasks.classification.models import build_model, builder_of
+from espalier.tasks.vision import torchvision
 from tests.files.test_refusals import rewrite
 from tests.helpers.cutting import cut_channels
 from tests.pruner.conftest import SmallNet
@@ -26,6 +27,7 @@ def _offline(monkeypatch):
     def fetch(*_, **__):
         raise AssertionError("weights were fetched")
 
+    torchvision()  # importing it first would fail where its compiled half does
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", fetch)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch, raising=False)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import espalier as es
+from espalier import EspalierError
 from espalier.graph.copying import Copier
 
 
@@ -91,3 +94,10 @@ def test_what_was_computed_with_gradients_is_copied_without():
     assert copied.cache["a"][0] is copied.cache["a"][1][0] is copied.kept is not model.kept
     assert torch.equal(copied.kept, model.kept)
     assert copied.kept.grad_fn is None
+
+
+def test_what_cannot_be_copied_is_named():
+    model = nn.Linear(2, 2)
+    model.lock = threading.Lock()
+    with pytest.raises(EspalierError, match="cannot be copied for tracing"):
+        es.trace(model, torch.zeros(1, 2))

@@ -248,13 +248,22 @@ def test_new_weight_norm_is_supported_or_refused_by_name():
     assert net(torch.ones(2, 4)).shape == before.shape
 
 
-def test_old_weight_norm_is_refused_with_the_way_out():
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_the_old_norms_of_weights_are_cut(norm: Any):
     net = two_layers()
-    with pytest.warns(FutureWarning):
-        net[0] = nn.utils.weight_norm(net[0])
-    net(torch.zeros(2, 4)).sum().backward()
-    with pytest.raises(EspalierError, match="parametrizations"):
-        es.trace(net, torch.zeros(2, 4))
+    net[0], x = norm(net[0]), torch.randn(2, 4)
+    net(x).sum().backward()  # the weight is no leaf from now on
+    graph = es.trace(net, x)
+    assert sizes(graph) == [8]
+    dense = net.eval()(x)
+    with torch.no_grad():
+        dense -= net[1](net[0](x))[:, 4:] @ net[2].weight[:, 4:].T
+    es.cut(net, {graph.groups[0]: [0, 1, 2, 3]})
+    assert net(x).shape == dense.shape
+    if graph.groups[0].exact:
+        torch.testing.assert_close(net(x), dense)
+    net.train()(x).sum().backward()
 
 
 def test_lazy_modules_are_refused():
