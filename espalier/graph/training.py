@@ -7,7 +7,7 @@ made it be repeated as well, up to the model itself.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +19,7 @@ from espalier.graph.held import Held
 from espalier.graph.integers import plain
 from espalier.graph.labels import Event, Labels, Source
 from espalier.graph.modes import without_functions
-from espalier.graph.repeats import description, same_events
+from espalier.graph.repeats import Harmless, same_events
 from espalier.graph.rows import Rows
 
 
@@ -32,18 +32,16 @@ def settled(calls: Calls, last: Callable[[Any], object]) -> bool:
     """
     labels, ended = calls.labels, calls.ended
     calls.ended = []
-    kinds = Counter(type(call.module) for call in ended if call.asked)
-    harmless = set[Any]()  # descriptions of calls that do exactly the same in both modes
+    harmless = Harmless()
     try:
         for call in ended:
             changed = any(each.differs for each in call.inside)
             if not call.asked and not changed:
                 continue
             before = call.events(labels)
-            several = kinds[type(call.module)] > 1 and not changed
-            described = description(call, before) if several else None
-            if described is not None and described in harmless:
-                continue
+            with without_functions():
+                if not changed and harmless.has_the_like(call, before):
+                    continue
             again = _Again(calls, call).made()
             if again is None:
                 return False
@@ -52,8 +50,8 @@ def settled(calls: Calls, last: Callable[[Any], object]) -> bool:
                 like, same = _alike(labels, call.out, out), not changed and same_events(labels, before, events)
             if call.others and not (like and same):  # what it does there, they would do as well
                 return False
-            if like and same and described is not None:
-                harmless.add(described)
+            if like and same:
+                harmless.add(call, before)
             elif not like:
                 if call.lost:
                     return False
@@ -86,8 +84,8 @@ class _Again:
         finally:
             calls.repeat = None
         with without_functions():  # shapes are compared
-            kept = before.changed(calls.labels)
-        return (out, calls.labels.events[start:]) if kept == [] else None
+            nothing_kept = before.is_same() or before.changed(calls.labels) == []
+        return (out, calls.labels.events[start:]) if nothing_kept else None
 
     def inside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
         """What a module returns; see ``Repeat``."""
