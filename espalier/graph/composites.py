@@ -69,9 +69,11 @@ class Composite:
         with without_operations():
             return self.shape(*given.values())
 
-    def computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the function returns where there are values; None inside a transformation, where it has to be taken apart."""
-        if transform() is not None:
+    def computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], given: Given) -> Any:
+        """What the function returns where there are values; None where it has to be taken apart."""
+        with without_operations():
+            empty = {name: _without_values(value) for name, value in given.items()}
+        if self.result(empty) is None:
             return None
         with without_operations():
             return func(*args, **kwargs)
@@ -79,6 +81,12 @@ class Composite:
     def returned(self, out: Any) -> Any:
         """What the function returns of the results of its operation."""
         return out if self.returns_all or type(out) is not tuple else out[0]
+
+
+def _without_values(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return type(value)(map(_without_values, value)) if type(value) in (tuple, list) else value
 
 
 def _convolution(given: Given) -> Given | None:

@@ -90,7 +90,7 @@ class Functions(TorchFunctionMode):
         given = None if named is None else composite.given(named)
         if named is None or given is None:
             return None
-        out = composite.result(given) if self.operations.meta else composite.computed(func, args, kwargs)
+        out = composite.result(given) if self.operations.meta else composite.computed(func, args, kwargs, given)
         if out is None:
             return None
         frames.append(frame_of(name, args, kwargs))

@@ -137,3 +137,28 @@ def test_a_wrong_shape_is_the_operation_s_own_error() -> None:
 def test_views_take_no_memory() -> None:
     graph = es.trace(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.zeros(2, 5, 4))
     assert es.cost(graph).activations == 2 * 5 * (6 + 6 + 3)
+
+
+def test_with_values_what_is_unusual_is_taken_apart_too():
+    class Grouped(nn.Module):
+        """Fewer keys than queries, in a model whose code looks at values."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+            self.proj, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.sum().item() == x.sum().item()
+            query, key, value = (
+                layer(x).unflatten(-1, (heads, 2)).transpose(1, 2)
+                for layer, heads in ((self.query, 4), (self.key, 2), (self.value, 2))
+            )
+            mixed = functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+            return self.head(self.proj(mixed.transpose(1, 2).flatten(2)))
+
+    model, x = Grouped(), torch.randn(2, 5, 8)
+    graph = es.trace(model, x)
+    assert "Run with values" in graph.notes[0]
+    es.cut(model, {group: [0] for group in graph.groups})
+    assert model(x).shape == (2, 5, 3)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import rnn
 
 import espalier as es
 from tests.graph.oracles import check_groups, sizes
@@ -63,6 +64,18 @@ def test_states_from_outside_keep_the_hidden_units():
     graph = es.trace(Given(nn.GRU), (torch.zeros(5, 2, 4), torch.zeros(1, 2, 6)))
     assert sizes(graph) == [8, 12]
     assert "gru ties it to something that cannot be cut" in reasons(graph)
+
+
+def test_packed_sequences_are_not_taken_for_plain_ones():
+    class Packed(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            packed = rnn.pack_padded_sequence(self.first(x), torch.tensor([5, 3]), enforce_sorted=False)
+            return self.last(self.middle(rnn.pad_packed_sequence(self.recurrent(packed)[0])[0]))
+
+    graph = es.trace(Packed(nn.LSTM), torch.zeros(5, 2, 4))
+    assert sizes(graph) == [12]
+    assert len(graph.notes) == 1
+    assert "Run with values" in graph.notes[0]
 
 
 def test_the_last_state_has_the_hidden_units():
