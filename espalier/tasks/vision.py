@@ -100,14 +100,15 @@ def keep_best_boxes(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tens
         tensor([1, 2])
     """
     best_first = scores.argsort(descending=True, stable=True)
-    ranked = boxes[best_first]
-    areas = (ranked[:, 2:] - ranked[:, :2]).prod(1)
-    corners_low = torch.maximum(ranked[:, None, :2], ranked[None, :, :2])
-    corners_high = torch.minimum(ranked[:, None, 2:], ranked[None, :, 2:])
-    shared = (corners_high - corners_low).clamp(min=0).prod(2)
-    overlaps = shared > iou_threshold * (areas[:, None] + areas[None, :] - shared)
-    dropped = torch.zeros(len(ranked), dtype=torch.bool)
-    for index in range(len(ranked)):
-        if not dropped[index]:
-            dropped[index + 1 :] |= overlaps[index, index + 1 :]
-    return best_first[~dropped]
+    left, top, right, bottom = boxes[best_first].unbind(1)
+    areas = (right - left) * (bottom - top)
+    widths = torch.minimum(right[:, None], right).sub_(torch.maximum(left[:, None], left)).clamp_(min=0)
+    heights = torch.minimum(bottom[:, None], bottom).sub_(torch.maximum(top[:, None], top)).clamp_(min=0)
+    shared = widths.mul_(heights)
+    drops = (shared > iou_threshold * (areas[:, None] + areas - shared)).triu_(1).to(boxes.dtype)  # the row drops the column
+    kept = torch.ones_like(areas)
+    while True:  # the best box is right at once, and after each round one more at least: few rounds for all
+        left_over = (kept @ drops == 0).to(boxes.dtype)
+        if torch.equal(left_over, kept):
+            return best_first[kept > 0]
+        kept = left_over
