@@ -37,7 +37,6 @@ class Composite:
     optional: tuple[str, ...] = ()  # or None
     told: Callable[[Given], Given | None] | None = None  # the arguments as the operation is told them; None: take it apart
     silent: frozenset[str] = frozenset()  # arguments that say nothing of axes
-    returns_all: bool = False  # norms keep their statistics to themselves
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Given | None:
         """The arguments by name, None for those that were left out; None if the call is not a usual one."""
@@ -77,10 +76,6 @@ class Composite:
             return None
         with without_operations():
             return func(*args, **kwargs)
-
-    def returned(self, out: Any) -> Any:
-        """What the function returns of the results of its operation."""
-        return out if self.returns_all or type(out) is not tuple else out[0]
 
 
 def _without_values(value: Any) -> Any:
@@ -138,7 +133,7 @@ def _convolutions() -> dict[Any, Composite]:
 def _recurrent(name: str) -> Composite:
     arguments = ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
     silent = frozenset({"dropout", "train"})
-    return Composite(name, arguments, results.recurrent, ("input",), silent=silent, returns_all=True)
+    return Composite(name, arguments, results.recurrent, ("input",), silent=silent)
 
 
 COMPOSITES: dict[Any, Composite] = {
@@ -202,7 +197,7 @@ def on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     composite = COMPOSITES.get(func)
     named = None if composite is None else composite.named(args, kwargs)
     given = None if composite is None or named is None else composite.given(named)
-    return None if composite is None or given is None else composite.returned(composite.result(given))
+    return None if composite is None or given is None else composite.result(given)
 
 
 class CompositesOnMeta(TorchFunctionMode):

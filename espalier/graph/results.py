@@ -45,23 +45,21 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) 
     return shortcuts.convolution(x, weight, bias, *settings) if _all_meta(x, weight, bias) else None
 
 
-def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+def batch_norm(x: Tensor, *rest: Any) -> Tensor | None:
     """``torch.nn.functional.batch_norm``, of (x, weight, bias, mean, variance)."""
-    return shortcuts.batch_norm(x, *rest) if _all_meta(x, *rest[:4]) else None
+    fits = _all_meta(x, *rest[:4]) and shortcuts.have_length(x.shape[1], *rest[:4])
+    return shortcuts.like(x) if fits else None
 
 
-def layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+def layer_norm(x: Tensor, shape: Any, *learned: Any) -> Tensor | None:
     """``torch.nn.functional.layer_norm``."""
-    return shortcuts.layer_norm(x, shape, weight, bias) if _all_meta(x, weight, bias) else None
+    fits = _all_meta(x, *learned[:2]) and shortcuts.is_normalised(x, shape, *learned[:2])
+    return shortcuts.empty(x.shape, x) if fits else None
 
 
 def rms_norm(x: Tensor, shape: Any, weight: Any, *_: Any) -> Tensor | None:
     """``torch.nn.functional.rms_norm``."""
-    return (
-        shortcuts.empty(x.shape, x)
-        if _all_meta(x, weight) and shortcuts.layer_norm(x, shape, weight, None) is not None
-        else None
-    )
+    return layer_norm(x, shape, weight)
 
 
 def recurrent(

@@ -151,41 +151,47 @@ def convolution(
     x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, extra: Any, groups: int
 ) -> Tensor | None:
     """Not transposed."""
-    count = x.dim() - 2
-    if transposed or weight.dim() != x.dim() or not len(stride) == len(padding) == len(dilation) == count > 0:
+    if transposed or not len(stride) == len(padding) == len(dilation) == x.dim() - 2 == weight.dim() - 2 > 0:
         return None
-    if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups or not _are(weight.shape[0], bias) or not x.numel():
+    (batch, channels, *places), (made, given, *kernel) = x.shape, weight.shape
+    if given * groups != channels or made % groups or not x.numel() or (bias is not None and bias.shape[0] != made):
         return None
-    settings = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    pixels = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in settings]
-    return empty((x.shape[0], weight.shape[0], *pixels), x) if min(pixels) > 0 else None
+    settings = zip(places, kernel, stride, padding, dilation, strict=True)
+    pixels = [(size + 2 * pad - gap * (length - 1) - 1) // step + 1 for size, length, step, pad, gap in settings]
+    return empty((batch, made, *pixels), x) if min(pixels) > 0 else None
 
 
 def batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     """With its statistics."""
-    if x.dim() < 2 or not _are(channels := x.shape[1], *[value for value in rest[:4] if isinstance(value, Tensor)]):
+    if x.dim() < 2 or not have_length(channels := x.shape[1], *[value for value in rest[:4] if isinstance(value, Tensor)]):
         return None
     return like(x), empty((channels,), x), empty((channels,), x)
 
 
 def layer_norm(x: Tensor, normalized_shape: Any, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     """With its statistics."""
-    shape, count = list(normalized_shape), x.dim() - len(normalized_shape)
-    if count < 0 or list(x.shape[count:]) != shape or not all(t is None or list(t.shape) == shape for t in (weight, bias)):
+    if not is_normalised(x, normalized_shape, weight, bias):
         return None
-    statistic = (*x.shape[:count], *[1] * len(shape))
+    count = len(normalized_shape)
+    statistic = (*x.shape[: x.dim() - count], *[1] * count)
     return empty(x.shape, x), empty(statistic, x), empty(statistic, x)
+
+
+def is_normalised(x: Tensor, shape: Sequence[int], *learned: Tensor | None) -> bool:
+    """Whether the last dimensions have a shape, and what was learned for them."""
+    count, shape = x.dim() - len(shape), list(shape)
+    return count >= 0 and list(x.shape[count:]) == shape and all([t is None or list(t.shape) == shape for t in learned])
 
 
 def _group_norm(
     x: Tensor, weight: Any, bias: Any, n: int, c: int, hxw: int, group: int, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    if c % group or x.numel() != n * c * hxw or not _are(c, weight, bias):
+    if c % group or x.numel() != n * c * hxw or not have_length(c, weight, bias):
         return None
     return like(x), empty((n, group), x), empty((n, group), x)
 
 
-def _are(length: int, *vectors: Any) -> bool:
+def have_length(length: int, *vectors: Any) -> bool:
     """Whether vectors, where there are any, have a length."""
     return all([vector is None or vector.shape[0] == length for vector in vectors])
 
@@ -267,7 +273,7 @@ SHORTCUTS: dict[str, Callable[..., Any]] = {
     **{name: elementwise for name in ELEMENTWISE},
     **{f"{name}_": _in_place for name in ELEMENTWISE},
 }
-HARMLESS = {"alpha", "approximate", "value"}  # keywords that change values only
+HARMLESS = {"alpha", "approximate", "value", "rounding_mode"}  # keywords that change values only
 CLONE, IN_ONE_PIECE = torch.ops.aten.clone.default, {"memory_format": torch.contiguous_format}
 ANYWHERE = {int, float, bool, str, type(None), torch.dtype}  # arguments that are on no device
 

@@ -98,7 +98,7 @@ class Functions(TorchFunctionMode):
         operation = _described_by_name(composite.name, in_place=out is given.get("self"))
         self.operations.label(operation, given, out, list(out) if type(out) is tuple else [out])
         frames.pop()
-        return composite.returned(out)
+        return out
 
     def _dropout(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """One event in both modes: what dropout does in training, its noise above all, says nothing of axes."""
@@ -197,7 +197,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for result in results:
                 labels.put_newest(result, newest)
         if operation.makes:
-            for result in results:
+            for result in results[:1] if "_norm" in name else results:  # norms keep statistics for training alone
                 if result.numel():
                     lengths = tuple(zip(labels.of(result), result.shape, strict=True))
                     labels.activations.append(Product(labels.module, name, lengths))
