@@ -10,7 +10,7 @@ import abc
 import contextlib
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,6 +60,10 @@ class Call:
 CALLED = "called"
 
 
+def _has_leaf(module: Any) -> bool:
+    return leaf_of(module.__class__) is not None
+
+
 def snapshot(out: Any) -> Any:
     """What a call has returned, whatever is put into a dictionary or list later."""
     kind = type(out)
@@ -79,7 +83,7 @@ class Calls:
 
     labels: Labels
     plain: set[str]  # modules whose forward is that of torch.nn
-    leaves: set[str]  # and those of them that need not be run
+    leaves: dict[int, nn.Module]  # those of them that need not be run, by their id
     ended: list[Call] = field(default_factory=list)  # those inside before those that made them
     twins: Twins | None = None  # where like blocks are labelled once
     repeat: Repeat | None = None  # where a call is made again
@@ -90,7 +94,12 @@ class Calls:
     def of(cls, modules: Modules, labels: Labels) -> Calls:
         """Of the modules of a model."""
         plain = [(path, module) for path, module in modules if is_plain(module)]
-        return cls(labels, {path for path, _ in plain}, {path for path, module in plain if leaf_of(type(module)) is not None})
+        leaves = {id(module): module for _, module in plain if _has_leaf(module)}
+        return cls(labels, {path for path, _ in plain}, leaves)
+
+    def without_leaves(self, modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+        """Modules that may keep something: layers of torch do not."""
+        return (module for module in modules if id(module) not in self.leaves)
 
     def asking_since(self, earlier: int) -> list[Call]:
         """Those that have read ``training``, of all but so many that had ended."""
@@ -116,18 +125,32 @@ class Calls:
 
     def leaf(self, path: str, module: nn.Module, leaf: Leaf, x: Tensor) -> Any:
         """What a layer returns that need not be run; None if it has to be."""
-        if self.at_once is None or path not in self.leaves:
+        if self.at_once is None or id(module) not in self.leaves:
             return None
         call = self.new(path, module, (x,), {})
         above, self.labels.module = self.labels.module, path
         with without_functions():
-            function = leaf(module, x)
-            call.out = None if function is None else self.at_once(*function)
+            function = leaf.function(module, x)
+            out = None if function is None else self.at_once(*function)
+        if out is not None and leaf.then:
+            out = self._handed_on(call, leaf.then, out)
         self.labels.module = above
-        if call.out is not None:
-            call.end = len(self.labels.events)
+        if out is not None:
+            call.out, call.end = out, len(self.labels.events)
             self.end(call)
-        return call.out
+        return out
+
+    def _handed_on(self, call: Call, names: Sequence[str], out: Any) -> Any:
+        """What the last of several modules inside returns, each called with what the one before returns."""
+        self._running.append(call)
+        try:
+            for name in names:
+                out = getattr(call.module, name)(out)
+        except BaseException:
+            self.fail()
+            raise
+        self._running.pop()
+        return out
 
     def end(self, call: Call) -> None:
         """A call has returned."""

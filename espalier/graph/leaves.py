@@ -1,4 +1,4 @@
-"""Layers of ``torch.nn`` that need not be run: what their forward would call is known.
+"""Layers of ``torch.nn``, and two of timm, that need not be run: what their forward would call is known.
 
 The way from a layer to that function, through hooks, checks and torch's dispatcher, would take most of the time of a trace.
 """
@@ -6,7 +6,9 @@ The way from a layer to that function, through hooks, checks and torch's dispatc
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +19,28 @@ from torch.nn.modules import module as every
 from espalier.graph.composites import on_meta
 from espalier.graph.modes import without_functions
 
-Leaf = Callable[[Any, Tensor], tuple[Any, tuple[Any, ...]] | None]
+Function = Callable[[Any, Tensor], tuple[Any, tuple[Any, ...]] | None]
 
 
-def leaf_of(kind: type[nn.Module]) -> Leaf | None:
-    """For a layer in evaluation mode and its input, the function that its forward calls, and the arguments; that is None where
-    it has to be run after all. Instead of a function None, if the layer returns its input. None for other classes."""
-    return LEAVES.get(kind)
+@dataclass(frozen=True)
+class Leaf:
+    """What a class of layers does in evaluation mode with one tensor."""
+
+    function: Function  # of layer and tensor: what forward calls, and the arguments; None where it has to be run after all.
+    # Instead of a function None, if the layer returns what it was given.
+    then: tuple[str, ...] = ()  # modules inside that are called in turn with what that returns
+    names: frozenset[str] | None = None  # that forward reads; other ones: it has been written anew
+
+
+@functools.lru_cache(1024)  # parametrized modules get classes of their own
+def leaf_of(kind: Any) -> Leaf | None:
+    """What is known of a class, if it is known."""
+    function = LEAVES.get(kind)
+    if function is not None:
+        return Leaf(function)
+    leaf = OF_TIMM.get(f"{kind.__module__}.{kind.__qualname__}")
+    code = getattr(kind.forward, "__code__", None)
+    return leaf if leaf is not None and code is not None and frozenset(code.co_names) == leaf.names else None
 
 
 def hooks_of_all() -> bool:
@@ -36,12 +53,19 @@ def hooks_of_all() -> bool:
     )
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its class in ``torch.nn`` does, and nothing else."""
-    kind = type(module)
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    replaced = "forward" in module.__dict__ or not kind.forward.__module__.startswith("torch.nn.")  # as of parametrized modules
-    return kind.__module__.startswith("torch.nn.") and not hooked and not replaced
+def is_plain(module: Any) -> bool:
+    """Whether a module does what its class in ``torch.nn`` or timm does, and nothing else."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        return False
+    return _is_known(module.__class__)
+
+
+@functools.lru_cache(1024)
+def _is_known(kind: Any) -> bool:
+    if not kind.__module__.startswith("torch.nn."):
+        return leaf_of(kind) is not None
+    forward: str = kind.forward.__module__  # another one in parametrized modules
+    return forward.startswith("torch.nn.")
 
 
 @contextlib.contextmanager
@@ -52,9 +76,9 @@ def leaves_at_once(modules: Iterable[nn.Module]) -> Iterator[None]:
     changed = []
     try:
         for module in () if hooks_of_all() else modules:
-            kind = type(module)
-            if kind in LEAVES and is_plain(module):
-                kinds[kind] = kinds.get(kind) or type(kind.__name__, (kind,), {"__call__": _at_once(kind, LEAVES[kind])})
+            kind: Any = type(module)
+            if is_plain(module) and (leaf := leaf_of(kind)) is not None:
+                kinds[kind] = kinds.get(kind) or type(kind.__name__, (kind,), {"__call__": _at_once(kind, leaf)})
                 object.__setattr__(module, "__class__", kinds[kind])
                 changed.append((module, kind))
         yield
@@ -67,17 +91,18 @@ def _at_once(kind: Any, leaf: Leaf) -> Any:
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
             with without_functions():
-                function = leaf(module, args[0])
-                if function is not None:
-                    out = args[0] if function[0] is None else on_meta(*function, {})
-                    if out is not None:
-                        return out
+                function = leaf.function(module, args[0])
+                out = None if function is None else args[0] if function[0] is None else on_meta(*function, {})
+            if out is not None:
+                for name in leaf.then:
+                    out = getattr(module, name)(out)
+                return out
         return kind.__call__(module, *args, **kwargs)
 
     return call
 
 
-def _convolution(function: Any) -> Leaf:
+def _convolution(function: Any) -> Function:
     def leaf(layer: Any, x: Tensor) -> tuple[Any, tuple[Any, ...]] | None:
         if layer.padding_mode != "zeros":
             return None
@@ -87,7 +112,7 @@ def _convolution(function: Any) -> Leaf:
     return leaf
 
 
-def _batch_norm(dim: int) -> Leaf:
+def _batch_norm(dim: int) -> Function:
     def leaf(layer: Any, x: Tensor) -> tuple[Any, tuple[Any, ...]] | None:
         if x.dim() != dim:
             return None
@@ -108,11 +133,11 @@ def _layer_norm(layer: Any, x: Tensor) -> tuple[Any, tuple[Any, ...]]:
     return functional.layer_norm, (x, layer.normalized_shape, held["weight"], held["bias"], layer.eps)
 
 
-def _activation(function: Any) -> Leaf:
+def _activation(function: Any) -> Function:
     return lambda layer, x: (function, (x, layer.inplace))
 
 
-LEAVES: dict[type[nn.Module], Leaf] = {
+LEAVES: dict[type[nn.Module], Function] = {
     nn.Conv1d: _convolution(functional.conv1d),
     nn.Conv2d: _convolution(functional.conv2d),
     nn.Conv3d: _convolution(functional.conv3d),
@@ -130,3 +155,19 @@ LEAVES: dict[type[nn.Module], Leaf] = {
     nn.Tanh: lambda layer, x: (torch.tanh, (x,)),
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), lambda layer, x: (None, (x,))),
 }
+
+OF_TIMM = {
+    "timm.layers.norm_act.BatchNormAct2d": Leaf(
+        _batch_norm(4),
+        ("drop", "act"),
+        frozenset({
+            "F", "_assert", "act", "add_", "batch_norm", "bias", "drop", "eps", "float", "momentum", "ndim",
+            "num_batches_tracked", "running_mean", "running_var", "track_running_stats", "training", "weight",
+        }),
+    ),
+    "timm.layers.norm.LayerNorm": Leaf(
+        lambda layer, x: None if layer._fast_norm else _layer_norm(layer, x),
+        (),
+        frozenset({"F", "_fast_norm", "bias", "eps", "fast_layer_norm", "layer_norm", "normalized_shape", "weight"}),
+    ),
+}  # fmt: skip

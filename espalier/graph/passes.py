@@ -14,7 +14,7 @@ from espalier.graph.classes import asks_for_classes
 from espalier.graph.held import Held
 from espalier.graph.labels import Labels
 from espalier.graph.modes import without_functions
-from espalier.graph.replica import Inputs, named_tensors, tensors_in
+from espalier.graph.replica import Inputs, named_modules, named_tensors, tensors_in
 from espalier.graph.tracer import labelled
 from espalier.graph.twins import Twins
 
@@ -45,7 +45,7 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
         UnlikeInTraining: if that will not do; another stand-in is needed.
     """
     labels, model = done.labels, done.model
-    modules = list(model.named_modules())
+    modules = named_modules(model)
     flags = only_sets_flags(modules)
     if done.meta and not flags:  # caches are emptied: what an earlier run has left is of no parameter any more
         set_mode(model, modules, training=True, flags=flags)
@@ -56,7 +56,7 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
     labels.adopt(done.tensors.items())
     calls.twins = Twins(calls, modules) if watch and twins and done.meta else None
     with labelled(modules, labels, meta=done.meta) as functions:
-        before = Held(module for path, module in modules if path not in calls.leaves)
+        before = Held(calls.without_leaves(done.modules.values()))
         calls.at_once = functions.at_once if watch else None
         with (training_watched if watch else modules_followed)(modules, calls):
             out = model(*done.inputs[0], **done.inputs[1])
@@ -99,7 +99,7 @@ def _caches_only(before: Held, calls: Calls) -> bool:
 
 def _train(done: Passes) -> None:
     done.model.train()
-    modules = list(done.model.named_modules())
+    modules = named_modules(done.model)
     done.labels.adopt(named_tensors(done.model, modules))
     with labelled(modules, done.labels, meta=done.meta), modules_followed(modules, Calls.of(modules, done.labels)):
         _frozen(done.labels, done.model(*done.inputs[0], **done.inputs[1]))

@@ -20,6 +20,7 @@ from espalier.graph.integers import plain
 from espalier.graph.labels import Event, Labels, Source
 from espalier.graph.modes import without_functions
 from espalier.graph.repeats import Harmless, same_events
+from espalier.graph.replica import named_modules
 from espalier.graph.rows import Rows
 
 
@@ -75,7 +76,7 @@ class _Again:
     def made(self) -> tuple[Any, list[Event]] | None:
         """What it returns, and what it did itself; None if that cannot be told, since it fails or keeps something."""
         calls, call = self._calls, self._call
-        before, start = Held(call.module.modules()), len(calls.labels.events)
+        before, start = Held(calls.without_leaves(module for _, module in named_modules(call.module))), len(calls.labels.events)
         calls.repeat = self
         try:
             out = call.module(*call.args, **call.kwargs)

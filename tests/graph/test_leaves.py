@@ -1,4 +1,4 @@
-"""Layers of torch.nn are labelled without being run, unless somebody wants to see them run."""
+"""Layers of torch.nn, and two of timm, are labelled without being run, unless somebody wants to see them run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import espalier as es
-from espalier.graph.leaves import LEAVES, leaf_of
+from espalier.graph.leaves import LEAVES, OF_TIMM, leaf_of
+from espalier.tasks.vision import timm
 from tests.graph.oracles import sizes
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
@@ -43,7 +44,7 @@ def test_what_a_leaf_would_call_is_what_the_layer_computes(kind: str):
     layer = make().eval()
     leaf = leaf_of(type(layer))
     assert leaf is not None
-    found = leaf(layer, x.clone())
+    found = leaf.function(layer, x.clone())
     assert (found is None) == (kind in {"conv2d, padding repeated", "gelu, approximately"})
     if found is not None:
         function, arguments = found
@@ -87,3 +88,90 @@ def test_a_forward_set_on_one_layer_is_run():
     net = Net()
     net[1].forward = lambda x: x * torch.arange(8)  # type: ignore[method-assign]
     assert sizes(es.trace(net, torch.zeros(2, 4))) == []
+
+
+# -- of timm -------------------------------------------------------------------------------------------------------
+
+
+def norm_act(**settings: object) -> nn.Module:
+    made = timm().layers.BatchNormAct2d(8, **settings).eval()
+    nn.init.normal_(made.running_mean)
+    return made
+
+
+OF_LIBRARY: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "norm and activation": (norm_act, torch.randn(2, 8, 3, 3)),
+    "norm without activation": (lambda: norm_act(apply_act=False), torch.randn(2, 8, 3, 3)),
+    "norm and another activation": (lambda: norm_act(act_layer=nn.Mish, inplace=False), torch.randn(2, 8, 3, 3)),
+    "layer norm": (lambda: timm().layers.LayerNorm(8), torch.randn(2, 3, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", OF_LIBRARY)
+def test_what_a_leaf_of_timm_would_call_is_what_it_computes(kind: str):
+    make, x = OF_LIBRARY[kind]
+    layer = make().eval()
+    leaf = leaf_of(type(layer))
+    assert leaf is not None, "its forward reads other names than it did"
+    found = leaf.function(layer, x.clone())
+    assert found is not None
+    function, arguments = found
+    out = function(*arguments)
+    for name in leaf.then:
+        out = getattr(layer, name)(out)
+    assert torch.equal(out, layer(x.clone()))
+
+
+def test_a_class_whose_forward_has_been_written_anew_is_run():
+    names = {"__module__": "timm.layers.norm_act", "__qualname__": "BatchNormAct2d"}
+    assert f"{names['__module__']}.{names['__qualname__']}" in OF_TIMM
+    anew = type("BatchNormAct2d", (nn.BatchNorm2d,), {**names, "forward": lambda self, x: self.act(x) * self.scale})
+    assert leaf_of(anew) is None
+
+
+class NormActs(nn.Module):
+    """A norm with the activation inside, which may refuse."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3), norm_act(), nn.Conv2d(8, 4, 3)
+        self.norm.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        try:
+            x = self.norm(x)
+        except ValueError:
+            x = x[:, :4].repeat(1, 2, 1, 1)
+        return self.last(x)
+
+
+def test_an_activation_inside_is_called_with_its_hooks():
+    net, seen = NormActs(nn.ReLU()), []
+    net.norm.act.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    graph = es.trace(net, torch.zeros(1, 3, 8, 8))
+    assert [member.name for member in graph.groups[0].members] == [
+        "first.weight", "first.bias", "norm.weight", "norm.bias", "last.weight", "norm.running_mean", "norm.running_var",
+    ]  # fmt: skip
+    assert seen[0] == (1, 8, 6, 6)
+
+
+class Refuses(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("not today")
+
+
+def test_an_activation_that_fails_fails_where_it_would():
+    graph = es.trace(NormActs(Refuses()), torch.zeros(1, 3, 8, 8))
+    assert sizes(graph) == []
+
+
+class ReadsTheMode(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.arange(8.0)[:, None, None] if self.training else x
+
+
+def test_an_activation_that_does_otherwise_in_training_is_seen():
+    assert sizes(es.trace(NormActs(nn.ReLU()), torch.zeros(1, 3, 8, 8))) == [8]
+    graph = es.trace(NormActs(ReadsTheMode()), torch.zeros(1, 3, 8, 8), check=False)
+    assert sizes(graph) == []
