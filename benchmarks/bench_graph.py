@@ -1,8 +1,9 @@
 """What the structure engine costs, as ratios to a forward pass of the same model in the same process.
 
-1. ``trace``: ``es.trace`` without and with its trial cut, against one forward at batch 1 (eval, no gradients). With
-   ``--torch-pruning``, where that can be imported, in turn with them Torch-Pruning's dependency graph, and the graph with its
-   groups, which ``es.trace`` returns too; and ours against its graph.
+1. ``trace``: ``es.trace`` without and with its trial cut, against one forward at batch 1 (eval, no gradients), for twenty
+   classifiers that Torch-Pruning can cut (the vision transformers with its help). With ``--torch-pruning``, where that can be
+   imported, in turn with them Torch-Pruning's dependency graph, and the graph with its groups, which ``es.trace`` returns too;
+   and ours against its graph.
 2. ``meta``: a trace of models that were never given memory.
 3. ``search`` and ``cut``: a budget of half the MACs of ResNet-50, and the cut with SGD momentum.
 4. ``step``: a training step of ResNet-18 cut to multiples of 16 beside one whose layers were built so, interleaved.
@@ -27,7 +28,15 @@ from torch import nn
 import espalier as es
 from espalier.tasks.vision import timm, torchvision
 
-NAMES = ["resnet18", "resnet50", "mobilenet_v2", "densenet121", "convnext_tiny", "vit_b_16", "timm/vit_tiny_patch16_224"]
+NAMES = [
+    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_16",
+    "regnet_y_400mf", "vgg16_bn", "squeezenet1_1", "googlenet", "inception_v3", "timm/vit_tiny_patch16_224",
+    "timm/deit_small_patch16_224", "timm/resnet50d", "timm/convnextv2_atto", "timm/mobilenetv4_conv_small", "timm/ghostnet_100",
+    "timm/repvgg_a0",
+]  # fmt: skip
+WITHOUT_HEADS = {"aux_logits": False, "init_weights": False}
+ARGUMENTS = {"googlenet": WITHOUT_HEADS, "inception_v3": WITHOUT_HEADS}  # heads in training alone: Torch-Pruning sees none
+PIXELS = {"inception_v3": 299}
 THEIRS = "Torch-Pruning's graph"
 META = ["timm/vit_large_patch16_224", "timm/convnext_xlarge"]
 
@@ -36,7 +45,7 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name.startswith("timm/"):
         return timm().create_model(name.removeprefix("timm/")).eval()
-    return torchvision().models.get_model(name, weights=None).eval()
+    return torchvision().models.get_model(name, weights=None, **ARGUMENTS.get(name, {})).eval()
 
 
 def forward(model: nn.Module, x: torch.Tensor) -> None:
@@ -47,7 +56,8 @@ def forward(model: nn.Module, x: torch.Tensor) -> None:
 def traces(names: list[str], rounds: int, *, torch_pruning: bool) -> dict[str, Any]:
     rows = {}
     for name in names:
-        model, x = build(name), torch.zeros(1, 3, 224, 224)
+        size = PIXELS.get(name, 224)
+        model, x = build(name), torch.zeros(1, 3, size, size)
         variants = {
             "forward": lambda model=model, x=x: forward(model, x),
             "trace": lambda model=model, x=x: es.trace(model, x, check=False),

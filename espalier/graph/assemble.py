@@ -195,7 +195,8 @@ class _Atoms:
         """The labels of a parameter or buffer."""
         if rows is None:
             return tuple(tensor.shape)
-        return tuple(self.dim(r, size) for r, size in zip(rows, tensor.shape, strict=True))
+        known = self._dims
+        return tuple([size if r is None else known[id(r)] for r, size in zip(rows, tensor.shape, strict=True)])
 
     def term(self, product: Product) -> Term:
         """Work with labels of the graph."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from espalier.graph.rows import Array, Rows, equal, stack, tidy
 
 MANY = 4096
-ROOM = 131072  # atoms to begin with: few models need more, and memory that is not touched costs nothing
+ROOM = 16384  # atoms to begin with: what is not there need not be written
 
 FACTORS = 8  # most atoms that one index may depend on
 
@@ -36,7 +36,7 @@ class Atoms:
         self._marked = np.zeros(ROOM, dtype=bool)  # used for the time of one question
         self._parent[-1], self._state[-1] = -1, PADDING  # -1 is found in the last place, which no atom gets
         self._table: Array | None = None
-        self._free: set[int] = set()  # ids of shared rows that can be shared again, until something changes
+        self._free: dict[int, Array] = {}  # rows that can be shared, by their id, until something changes
 
     # -- making ------------------------------------------------------------------------------------------------
 
@@ -49,6 +49,12 @@ class Atoms:
         self.blocks.append(name)
         return np.arange(start, self.count)[:, None]
 
+    def fresh_to_share(self, size: int, name: str) -> Array:
+        """Rows of new atoms that other blocks are likely to have as well."""
+        rows = self.fresh(size, name)
+        self._free[id(rows)] = rows
+        return rows
+
     def share(self, rows: Array, names: Sequence[str]) -> bool:
         """Let new blocks have the atoms of ``rows``, as if they had been made and unified with them. False, and nothing done,
         where that would say more than that they are one: what has to stay makes others stay."""
@@ -57,7 +63,7 @@ class Atoms:
         blocks = self.shared.setdefault(id(rows), (rows, []))[1]
         blocks += range(len(self.blocks), len(self.blocks) + len(names))
         self.blocks += names
-        self._free.add(id(rows))
+        self._free[id(rows)] = rows
         return True
 
     def _is_free(self, rows: Array) -> bool:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -34,8 +34,9 @@ _known: WeakKeyDictionary[types.FunctionType, Reading] = WeakKeyDictionary()  # 
 
 def asks_for_classes(modules: Sequence[tuple[str, nn.Module]]) -> bool:
     """Whether code that these modules run may ask for an exact class."""
-    kinds = {type(module) for _, module in modules}
-    kinds |= {type(value) for _, module in modules for value in module.__dict__.values()}  # helpers that modules keep
+    kinds: set[type] = {type(module) for _, module in modules}
+    for _, module in modules:
+        kinds.update(map(type, module.__dict__.values()))  # helpers that modules keep
     bases = {base for kind in kinds for base in kind.__mro__ if not is_skipped(base.__module__)}
     left = [
         (name, function)
@@ -43,7 +44,9 @@ def asks_for_classes(modules: Sequence[tuple[str, nn.Module]]) -> bool:
         for name, held in vars(base).items()
         if type(held) in CALLED and (function := _function(held))
     ]
-    run = [function for _, module in modules for function in _own(module)]
+    run = [function for _, module in modules for function in _hooks(module)]
+    if not CALLED.isdisjoint(kinds):
+        run += [function for _, module in modules for function in _functions(module.__dict__.values())]
     called = set(ALWAYS)
     while run or any(name in called for name, _ in left):
         run += [function for name, function in left if name in called]
@@ -63,10 +66,15 @@ ALWAYS = frozenset({
 })  # fmt: skip
 
 
-def _own(module: nn.Module) -> list[types.FunctionType]:
-    """The functions of one module: hooks, and methods that were set on it alone."""
-    held = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *module.__dict__.values()]
-    return [function for value in held if type(value) in CALLED and (function := _function(value))]
+def _hooks(module: nn.Module) -> Sequence[types.FunctionType]:
+    if not module._forward_hooks and not module._forward_pre_hooks:
+        return ()
+    return _functions([*module._forward_hooks.values(), *module._forward_pre_hooks.values()])
+
+
+def _functions(values: Iterable[Any]) -> list[types.FunctionType]:
+    """Those among values, such as methods that were set on one module alone."""
+    return [function for value in values if type(value) in CALLED and (function := _function(value))]
 
 
 def _read(function: types.FunctionType) -> Reading:

@@ -23,6 +23,8 @@ HOOKS = frozenset({
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_full_backward_hooks",
 })  # fmt: skip
+TORCHS = HOOKS | {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+EMPTY = frozenset({dict, OrderedDict, set})
 UNCHANGEABLE = frozenset({
     int, float, complex, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType, torch.Size,
     torch.dtype, torch.device, torch.layout, torch.memory_format,
@@ -50,6 +52,13 @@ class Copier:
         memo = self._memo
         if id(value) in memo:
             return memo[id(value)]
+        if kind is tuple:
+            if UNCHANGEABLE.issuperset(map(type, value)):  # most
+                return value
+            items = [self.copied(item) for item in value]
+            if all(map(operator.is_, items, value)):
+                return value
+            return memo.setdefault(id(value), tuple(items))
         if kind is dict or kind is OrderedDict:
             made = memo[id(value)] = kind()
             for key, item in value.items():
@@ -57,7 +66,7 @@ class Copier:
             return made
         if kind is list:
             row = memo[id(value)] = list[Any]()
-            row.extend(map(self.copied, value))
+            row.extend(value if UNCHANGEABLE.issuperset(map(type, value)) else map(self.copied, value))
             return row
         if isinstance(value, nn.Module) and self._is_ordinary(kind):
             return self._module(value, kind)
@@ -67,11 +76,6 @@ class Copier:
             return memo.setdefault(id(value), value.detach().clone())
         if kind is set and all(type(item) in UNCHANGEABLE for item in value):
             return memo.setdefault(id(value), set(value))
-        if kind is tuple:
-            items = [self.copied(item) for item in value]
-            if all(map(operator.is_, items, value)):
-                return value
-            return memo.setdefault(id(value), tuple(items))
         return self._unusual(value)
 
     def _module(self, module: nn.Module, kind: type[nn.Module]) -> nn.Module:
@@ -79,14 +83,15 @@ class Copier:
         made = memo[id(module)] = kind.__new__(kind)
         attributes = made.__dict__
         attributes.update(held)
-        for name in HOOKS & held.keys():
-            value = held[name]
-            if type(value) is OrderedDict and not value:  # most
-                attributes[name] = OrderedDict()
-            elif value is not None:
-                attributes[name] = memo[id(value)] = value.copy()
         for name, value in held.items():
-            if name not in HOOKS and type(value) not in UNCHANGEABLE:
+            kind_of_value = type(value)
+            if kind_of_value in UNCHANGEABLE:
+                continue
+            if name in TORCHS and kind_of_value in EMPTY and not value:  # most hooks; of the module alone
+                attributes[name] = kind_of_value()
+            elif name in HOOKS:
+                attributes[name] = memo[id(value)] = value.copy()
+            else:
                 attributes[name] = self.copied(value)
         attributes.pop("_compiled_call_impl", None)  # as nn.Module.__getstate__ says
         return made

@@ -136,6 +136,12 @@ class Labels:
         self._dims[id(tensor)] = kept
         self._held.append(tensor)
 
+    def put_like(self, tensor: Tensor, operand: Tensor) -> None:
+        """Label a result that has the dimensions of an operand."""
+        if id(tensor) not in self._names:
+            self._dims[id(tensor)] = self.of(operand)
+            self._held.append(tensor)
+
     def source_of(self, tensor: Any) -> Source | None:
         """The layer whose output a tensor is."""
         return self._sources.get(id(tensor))
@@ -217,7 +223,7 @@ class Labels:
                 self.axes.freeze(places, KERNEL)
             self.unify(rows, inputs, op)
             return outputs
-        outputs = self.axes.fresh(matrix.shape[0], f"{name}:0") if matrix.shape[0] > 1 else None
+        outputs = self.axes.fresh_to_share(matrix.shape[0], f"{name}:0") if matrix.shape[0] > 1 else None
         (inputs,) = self._met_at(rows, [f"{name}:1"], op)
         self.parameters[name] = self._dims[id(matrix)] = [outputs, inputs, *[None] * (matrix.dim() - 2)]
         return outputs

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+PLAIN = frozenset({type(None), int, float, bool, str})
+
 
 def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of an ATen operation by name, defaults included."""
@@ -24,6 +26,8 @@ def tensors_among(values: Iterable[Any]) -> list[Tensor]:
     """Those in the arguments or results of an operation, also in lists."""
     found: list[Tensor] = []
     for value in values:
+        if type(value) in PLAIN:
+            continue
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, tuple | list) and value and not isinstance(value[0], int):  # sizes are many

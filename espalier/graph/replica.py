@@ -17,14 +17,30 @@ from espalier.graph.shortcuts import META, like
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What ``model.named_modules()`` yields, without going through all levels for each."""
+    found: dict[nn.Module, str] = {}
+
+    def visit(path: str, module: nn.Module) -> None:
+        if module not in found:
+            found[module] = path
+            prefix = f"{path}." if path else ""
+            for name, child in module._modules.items():
+                if child is not None:
+                    visit(prefix + name, child)
+
+    visit("", model)
+    return [(path, module) for module, path in found.items()]
+
+
 def named_tensors(model: nn.Module, modules: Iterable[tuple[str, nn.Module]] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Parameters, then buffers; a shared one under its first name.
 
     Args:
         model: to walk through.
-        modules: ``model.named_modules()``, if that is known: the walk takes longest.
+        modules: all of the model, by path, if that is known.
     """
-    known = list(model.named_modules() if modules is None else modules)
+    known = named_modules(model) if modules is None else list(modules)
     yield from named(known, "_parameters")
     yield from named(known, "_buffers")
 
@@ -50,7 +66,7 @@ def replica(model: nn.Module, *, meta: bool) -> nn.Module:
         EspalierError: if the model has lazy parameters or cannot be copied.
     """
     memo: dict[int, Any] = {}
-    modules = list(model.named_modules())
+    modules = named_modules(model)
     for name, parameter in named(modules, "_parameters"):
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise EspalierError(f"The parameter {name} has no shape yet: run the model once before tracing it.")

@@ -14,7 +14,7 @@ from espalier.graph.composites import CompositesOnMeta
 from espalier.graph.graph import ChannelGraph, Group, Mask, Place
 from espalier.graph.leaves import leaves_at_once
 from espalier.graph.passes import Passes
-from espalier.graph.replica import named_tensors, replica, tensors_in
+from espalier.graph.replica import named_modules, named_tensors, replica, tensors_in
 from espalier.graph.shortcuts import META, OnMeta
 
 MOST_TRIALS = 60
@@ -65,7 +65,7 @@ class Trial:
         self.count += 1
         done, modules, tensors = self.done, self.done.modules, self.done.tensors
         if self.count > 1:
-            modules = dict(replica(self.model, meta=done.meta).eval().named_modules())
+            modules = dict(named_modules(replica(self.model, meta=done.meta).eval()))
             tensors = dict(named_tensors(modules[""], modules.items()))
         apply(modules, tensors, self.graph, kept)
         with contextlib.ExitStack() as modes:

@@ -83,13 +83,14 @@ def _homes(modules: Modules) -> list[Any]:
 def _like_ones(modules: Modules) -> dict[str, int]:
     """Paths of the outermost modules that several of their siblings resemble, with a number that they have in common."""
     chosen: dict[str, int] = {}
+    kinds: dict[int, tuple[int, int] | None] = {}
     for path, module in modules:  # outer ones first
         if len(module._modules) < FEWEST or any(path == other or path.startswith(f"{other}.") for other in chosen):
             continue
         prefix = f"{path}." if path else ""
         like: dict[tuple[int, int], list[str]] = {}
         for name, child in module._modules.items():
-            if child is not None and child._modules and (found := _kind(child)) is not None:
+            if child is not None and child._modules and (found := _kind(child, kinds)) is not None:
                 like.setdefault(found, []).append(name)
         for (kind, inside), names in like.items():
             if inside * (len(names) - 1) >= WORTH:
@@ -97,9 +98,15 @@ def _like_ones(modules: Modules) -> dict[str, int]:
     return chosen
 
 
-def _kind(module: nn.Module) -> tuple[int, int] | None:
+def _kind(module: nn.Module, known: dict[int, tuple[int, int] | None]) -> tuple[int, int] | None:
     """A number that modules have in common that are alike in their classes, the shapes of their parameters and what is inside,
-    and how many are inside. None for modules with hooks: whoever set them wants them called."""
+    and how many are inside. None for modules with hooks: whoever set them wants them called. Known ones by their id."""
+    if id(module) not in known:
+        known[id(module)] = _kind_of(module, known)
+    return known[id(module)]
+
+
+def _kind_of(module: nn.Module, known: dict[int, tuple[int, int] | None]) -> tuple[int, int] | None:
     if module._forward_hooks or module._forward_pre_hooks:
         return None
     inside = 0
@@ -108,7 +115,7 @@ def _kind(module: nn.Module) -> tuple[int, int] | None:
         kinds += name, None if parameter is None else parameter.shape
     for name, child in module._modules.items():
         if child is not None:
-            kind = _kind(child)
+            kind = _kind(child, known)
             if kind is None:
                 return None
             kinds += name, kind[0]

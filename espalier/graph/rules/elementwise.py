@@ -23,6 +23,10 @@ SCALING = {"mul", "div", "neg", "clone", "_to_copy", "native_dropout", "dropout"
 def elementwise(labels: Labels, op: str, given: Arguments, out: Any) -> None:
     """Dimensions are aligned from the right; those of equal length are one, those of length 1 are spread."""
     tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    if len(tensors) == 1 and isinstance(out, Tensor) and out.shape == tensors[0].shape:
+        labels.put_like(out, tensors[0])
+        labels.put_source(out, labels.source_of(tensors[0]) if op.removesuffix("_") in SCALING else None)
+        return
     results = out if isinstance(out, tuple | list) else (out,)
     shape = results[0].shape
     dims: Dims = [None] * len(shape)

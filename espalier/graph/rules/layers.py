@@ -18,8 +18,8 @@ from espalier.graph.rules.registry import Arguments, rule
 def convolution(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     """Input (B, I, ...), weight (O, I / groups, ...), transposed (I, O / groups, ...); groups are an axis of their own."""
     x, weight, bias, groups = given["input"], given["weight"], given["bias"], given["groups"]
-    spatial = [_untouched(labels, given, x, dim) for dim in range(2, x.dim())]
-    source = labels.of(x)[1]
+    batch, source, *spatial = labels.of(x)
+    spatial = [None if rows is None else _untouched(labels, given, rows, place) for place, rows in enumerate(spatial)]
     if groups == 1 and not given["transposed"]:
         outputs = labels.unify_matrix(source, weight, op)
     else:
@@ -27,20 +27,16 @@ def convolution(labels: Labels, op: str, given: Arguments, out: Tensor) -> None:
     kernel = labels.of(weight)
     if bias is not None:
         labels.unify_vectors(outputs, [bias], op)
-    batch = labels.of(x)[0]
     labels.put(out, [batch, outputs, *spatial])
     pixels = zip(spatial, (x if given["transposed"] else out).shape[2:], strict=True)
     labels.note_work(op, (batch, x.shape[0]), *pixels, *zip(kernel, weight.shape, strict=True))
     labels.put_source(out, None if given["transposed"] else layer(labels, weight, bias, outputs))
 
 
-def _untouched(labels: Labels, given: Arguments, x: Tensor, dim: int) -> Rows:
+def _untouched(labels: Labels, given: Arguments, rows: Rows, place: int) -> Rows:
     """The label of a spatial dimension along which the kernel has length 1; others cannot be cut."""
-    rows, place = labels.of(x)[dim], dim - 2
-    if rows is None:
-        return None
     setting = [given[name][place] if len(given[name]) > place else given[name][0] for name in ("stride", "padding", "dilation")]
-    if given["weight"].shape[dim] == 1 and setting[:2] == [1, 0] and not given["transposed"]:
+    if given["weight"].shape[place + 2] == 1 and setting[:2] == [1, 0] and not given["transposed"]:
         return rows
     labels.freeze(rows, "is a spatial dimension of a convolution")
     return None
@@ -86,15 +82,16 @@ def _grouped(labels: Labels, op: str, source: Rows, given: Arguments, width: int
 def batch_norm(labels: Labels, op: str, given: Arguments, out: Any) -> None:
     """Channels are dimension 1; the others are averaged over, if only in training."""
     x = given["input"]
-    channels = labels.of(x)[1]
-    for dim, rows in enumerate(labels.of(x)):
-        if dim != 1:
+    dims = labels.of(x)
+    channels = dims[1]
+    for dim, rows in enumerate(dims):
+        if dim != 1 and rows is not None:
             labels.note_inexact(rows, op)
     vectors = [given.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     labels.unify_vectors(channels, [vector for vector in vectors if isinstance(vector, Tensor)], op)
     for result in out if isinstance(out, tuple | list) else (out,):
         if result.shape == x.shape:
-            labels.put(result, labels.of(x))
+            labels.put_like(result, x)
         elif result.dim() == 1 and result.shape[0] == x.shape[1]:
             labels.put(result, [channels])
 
