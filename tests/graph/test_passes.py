@@ -5,27 +5,12 @@ from __future__ import annotations
 import operator
 import types
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 import espalier as es
-from espalier.graph.classes import asks_for_classes
+from tests.graph.noted import Noted, groups_of, ran
 from tests.graph.oracles import sizes
-
-ran: list[tuple[str, bool]] = []  # module and mode, of every forward below
-
-
-class Noted(nn.Module):
-    """A linear layer whose code is not torch's, and that takes note of its runs."""
-
-    def __init__(self, name: str, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.name, self.layer = name, nn.Linear(inputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        ran.append((self.name, self.__dict__["training"]))  # not a read that the trace could see
-        return self.layer(x)
 
 
 class Scaled(Noted):
@@ -217,93 +202,6 @@ def test_axes_of_training_are_found_by_the_call_that_asks():
     assert model.train()(torch.zeros(2, 4)).shape == (2, 3)
 
 
-class Mixing(Noted):
-    """Asks, and does the same in both modes but for dropout."""
-
-    def __init__(self, name: str, width: int, rate: float = 0.0) -> None:
-        super().__init__(name, width, width)
-        self.rate, self.fused = rate, True
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.dropout(super().forward(x), self.rate, self.training)
-        return x.view(x.shape[0], -1)
-
-
-def again(*blocks: nn.Module) -> list[bool]:
-    """Which blocks were run in training mode."""
-    ran.clear()
-    es.trace(nn.Sequential(nn.Linear(4, 8), *blocks, nn.Linear(8, 3)), torch.zeros(2, 4), check=False)
-    assert [training for _, training in ran[: len(blocks)]] == [False] * len(blocks)
-    return [training for _, training in ran[len(blocks) :]]
-
-
-def test_one_of_several_like_blocks_is_run_again():
-    assert again(Mixing("a", 8), Mixing("a", 8), Mixing("a", 8)) == [True]
-
-
-def test_blocks_of_other_description_are_run_again_too():
-    other = Mixing("a", 8)
-    other.fused = False
-    assert again(Mixing("a", 8), other, Mixing("a", 8)) == [True, True]
-    odd = Mixing("a", 8)
-    odd.odd = object()  # could be anything
-    assert again(odd, odd) == [True, True]
-
-
-def test_blocks_that_do_something_else_in_training_are_all_run_again():
-    class Gated(Mixing):
-        def __init__(self) -> None:
-            super().__init__("a", 8)
-            self.gate = nn.Parameter(torch.ones(8))
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = super().forward(x)
-            return x * self.gate if self.training else x
-
-    assert again(Gated(), Gated()) == [True, True]
-
-
-class Adding(nn.Module):
-    """What it adds in evaluation mode depends on what it is given, and on which of its layers are one."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        last = self.layers[0] if self.training else self.layers[-1]
-        return last(x) + (other if self.training else x)
-
-
-class Two(nn.Module):
-    """Two blocks and a layer beside them; the second block is given what the first is, or what the layer makes."""
-
-    def __init__(self, first: nn.Module, second: nn.Module, *, beside: bool) -> None:
-        super().__init__()
-        self.stem, self.side, self.first, self.second = nn.Linear(4, 8), nn.Linear(4, 8), first, second
-        self.beside, self.head = beside, nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.stem(x)
-        h = self.first(h, h)
-        return self.head(self.second(h, self.side(x) if self.beside else h))
-
-
-def groups_of(model: nn.Module) -> list[set[tuple[str, int]]]:
-    return [{(member.name, member.dim) for member in group.members} for group in es.trace(model, torch.zeros(2, 4)).groups]
-
-
-def test_a_block_given_one_tensor_twice_tells_nothing_of_one_given_two():
-    groups = groups_of(Two(Adding(nn.Linear(8, 8)), Adding(nn.Linear(8, 8)), beside=True))
-    assert any({("stem.weight", 0), ("side.weight", 0)} <= group for group in groups)
-
-
-def test_a_block_with_one_layer_twice_tells_nothing_of_one_with_two():
-    layer = nn.Linear(8, 8)
-    groups = groups_of(Two(Adding(layer, layer), Adding(nn.Linear(8, 8), nn.Linear(8, 8)), beside=False))
-    assert any({("second.layers.0.weight", 0), ("second.layers.1.weight", 0)} <= group for group in groups)
-
-
 class Gate(nn.Module):
     """A vector to multiply with, in training."""
 
@@ -383,98 +281,6 @@ def test_a_module_that_fails_in_one_mode_makes_who_catches_it_differ():
     assert gated(nn.Sequential(nn.Linear(4, 8), Catching(), nn.Linear(8, 3)), "1.gate")
 
 
-def is_identity(layer: nn.Module) -> bool:
-    return type(layer) is nn.Identity
-
-
-class Turner:
-    def turned(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return x.flip(1) if type(layer) is nn.Identity else x
-
-
-class Turning(nn.Module):
-    """Reverses its channels, if its layer has exactly one class."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.table, self.turner = nn.Identity(), {nn.Identity: True}, Turner()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flip(1) if self.turns() else x
-
-    def turns(self) -> bool:
-        return type(self.layer) is nn.Identity
-
-
-class ByAttribute(Turning):
-    def turns(self) -> bool:
-        return self.layer.__class__ is nn.Identity
-
-
-class ByTable(Turning):
-    def turns(self) -> bool:
-        return self.table.get(type(self.layer), False)
-
-
-class ByHelper(Turning):
-    def turns(self) -> bool:
-        return is_identity(self.layer)
-
-
-class ByObject(Turning):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.turner.turned(self.layer, x)
-
-
-class ByProperty(Turning):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flip(1) if self.turned else x
-
-    @property
-    def turned(self) -> bool:
-        return any(kind is nn.Identity for kind in map(type, self.children()))
-
-
-@pytest.mark.parametrize("kind", [Turning, ByAttribute, ByTable, ByHelper, ByObject, ByProperty])
-def test_code_that_asks_for_exact_classes_goes_the_way_it_always_goes(kind: type[nn.Module]):
-    model = nn.Sequential(nn.Linear(4, 8), kind(), nn.Linear(8, 3)).eval()
-    x = torch.randn(2, 4)
-    graph = es.trace(model, x)
-    with torch.no_grad():
-        model[0].weight[[0, 3]], model[0].bias[[0, 3]] = 0, 0
-        expected = model(x)
-    es.cut(model, {graph.groups[0]: [channel for channel in range(8) if channel not in (0, 3)]})
-    torch.testing.assert_close(model(x), expected)
-
-
-def test_code_of_one_module_only_may_ask_for_classes():
-    def turned(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        return out.flip(1) if type(module) is nn.Identity else out
-
-    layer = nn.Identity()
-    assert not asks_for_classes([("", layer)])
-    layer.register_forward_hook(turned)
-    assert asks_for_classes([("", layer)])
-    own = nn.Identity()
-    own.forward = types.MethodType(turned, own)
-    assert asks_for_classes([("", own)])
-
-
-def test_code_that_asks_for_names_or_is_not_run_may_be_watched():
-    class Naming(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            assert type(self) is Naming
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x.flip(1) if type(self).__name__ == "Naming" and self.__class__.__module__ else x
-
-    assert not asks_for_classes([("", Naming())])
-    Naming.forward = Turning.forward
-    Naming.turns = Turning.turns
-    assert asks_for_classes([("", Naming())])  # methods may be replaced at any time
-
-
 class Dropping(nn.Module):
     """Whole channels are dropped, by a module that asks for the mode."""
 
@@ -507,16 +313,6 @@ class Anchored(Noted):
 def test_a_list_made_anew_is_nothing_kept_unless_it_has_axes():
     assert runs(Anchored("middle", 8, 6, own=False))[0] == ONCE
     assert runs(Anchored("middle", 8, 6, own=True))[0] == TWICE
-
-
-def test_a_class_named_in_a_message_may_be_watched():
-    class Checking(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.dim() != 2:
-                raise ValueError(f"takes vectors, not {type(x)}")
-            return x
-
-    assert not asks_for_classes([("", Checking())])
 
 
 def test_results_in_a_dictionary_are_replayed_as_they_were():
