@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from espalier.graph import results
 from espalier.graph.integers import plain
+from espalier.graph.meta import functions
 from espalier.graph.modes import transform, without_operations
 
 PLAIN = frozenset({Tensor, nn.Parameter})  # subclasses may have operations of their own
@@ -126,34 +126,34 @@ def _joined(given: Given) -> Given | None:
 
 def _convolutions() -> dict[Any, Composite]:
     arguments = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    made = Composite("convolution", arguments, results.convolution, ("input", "weight"), ("bias",), _convolution)
+    made = Composite("convolution", arguments, functions.convolution, ("input", "weight"), ("bias",), _convolution)
     return dict.fromkeys((functional.conv1d, functional.conv2d, functional.conv3d), made)
 
 
 def _recurrent(name: str) -> Composite:
     arguments = ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
     silent = frozenset({"dropout", "train"})
-    return Composite(name, arguments, results.recurrent, ("input",), silent=silent)
+    return Composite(name, arguments, functions.recurrent, ("input",), silent=silent)
 
 
 COMPOSITES: dict[Any, Composite] = {
-    functional.linear: Composite("linear", ("input", "weight", "bias"), results.linear, ("input", "weight"), ("bias",)),
+    functional.linear: Composite("linear", ("input", "weight", "bias"), functions.linear, ("input", "weight"), ("bias",)),
     functional.scaled_dot_product_attention: Composite(
         "scaled_dot_product_attention",
         ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
-        results.attention,
+        functions.attention,
         ("query", "key", "value"),
         silent=frozenset({"dropout_p"}),
     ),
     **dict.fromkeys(
         (torch.matmul, Tensor.matmul, Tensor.__matmul__),
-        Composite("matmul", ("input", "other"), results.matmul, ("input", "other")),
+        Composite("matmul", ("input", "other"), functions.matmul, ("input", "other")),
     ),
     **_convolutions(),
     functional.batch_norm: Composite(
         "native_batch_norm",
         ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-        results.batch_norm,
+        functions.batch_norm,
         ("input",),
         ("running_mean", "running_var", "weight", "bias"),
         _batch_norm,
@@ -162,33 +162,33 @@ COMPOSITES: dict[Any, Composite] = {
     functional.layer_norm: Composite(
         "native_layer_norm",
         ("input", "normalized_shape", "weight", "bias", "eps"),
-        results.layer_norm,
+        functions.layer_norm,
         ("input",),
         ("weight", "bias"),
         _layer_norm,
     ),
     functional.rms_norm: Composite(
-        "rms_norm", ("input", "normalized_shape", "weight", "eps"), results.rms_norm, ("input",), ("weight",), _layer_norm
+        "rms_norm", ("input", "normalized_shape", "weight", "eps"), functions.rms_norm, ("input",), ("weight",), _layer_norm
     ),
-    **dict.fromkeys((torch.cat, torch.concat), Composite("cat", ("tensors", "dim"), results.cat, (), (), _joined)),
+    **dict.fromkeys((torch.cat, torch.concat), Composite("cat", ("tensors", "dim"), functions.cat, (), (), _joined)),
     **dict.fromkeys(
-        (torch.add, Tensor.add, Tensor.__add__), Composite("add", ("self", "other"), results.entries, ("self", "other"))
+        (torch.add, Tensor.add, Tensor.__add__), Composite("add", ("self", "other"), functions.entries, ("self", "other"))
     ),
     **dict.fromkeys(
-        (torch.mul, Tensor.mul, Tensor.__mul__), Composite("mul", ("self", "other"), results.entries, ("self", "other"))
+        (torch.mul, Tensor.mul, Tensor.__mul__), Composite("mul", ("self", "other"), functions.entries, ("self", "other"))
     ),
-    functional.relu: Composite("relu", ("self", "inplace"), results.activation, ("self",)),
-    functional.relu6: Composite("hardtanh", ("self", "inplace"), results.activation, ("self",)),
-    functional.silu: Composite("silu", ("self", "inplace"), results.activation, ("self",)),
-    functional.hardswish: Composite("hardswish", ("self", "inplace"), results.activation, ("self",)),
-    functional.hardsigmoid: Composite("hardsigmoid", ("self", "inplace"), results.activation, ("self",)),
+    functional.relu: Composite("relu", ("self", "inplace"), functions.activation, ("self",)),
+    functional.relu6: Composite("hardtanh", ("self", "inplace"), functions.activation, ("self",)),
+    functional.silu: Composite("silu", ("self", "inplace"), functions.activation, ("self",)),
+    functional.hardswish: Composite("hardswish", ("self", "inplace"), functions.activation, ("self",)),
+    functional.hardsigmoid: Composite("hardsigmoid", ("self", "inplace"), functions.activation, ("self",)),
     torch.lstm: _recurrent("lstm"),
     torch.gru: _recurrent("gru"),
     torch.rnn_tanh: _recurrent("rnn_tanh"),
     torch.rnn_relu: _recurrent("rnn_relu"),
-    torch.sigmoid: Composite("sigmoid", ("self",), results.entries, ("self",)),
-    torch.tanh: Composite("tanh", ("self",), results.entries, ("self",)),
-    functional.gelu: Composite("gelu", ("self", "approximate"), results.entries, ("self",)),
+    torch.sigmoid: Composite("sigmoid", ("self",), functions.entries, ("self",)),
+    torch.tanh: Composite("tanh", ("self",), functions.entries, ("self",)),
+    functional.gelu: Composite("gelu", ("self", "approximate"), functions.entries, ("self",)),
 }
 
 

@@ -14,11 +14,11 @@ from espalier.graph.again import Made
 from espalier.graph.calls import Call
 from espalier.graph.held import Held
 from espalier.graph.labels import Labels, Source
+from espalier.graph.meta.operations import META
 from espalier.graph.modes import without_operations
 from espalier.graph.moved import PATH, Marked, Moved, OfOthers
 from espalier.graph.repeats import described
 from espalier.graph.rows import Rows
-from espalier.graph.shortcuts import META
 
 SETTINGS = frozenset({type(None), bool, float, str})  # arguments that the description tells all of
 

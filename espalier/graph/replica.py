@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from espalier.errors import EspalierError
 from espalier.graph.copying import Copier
-from espalier.graph.shortcuts import META, like
+from espalier.graph.meta.operations import META, like
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 

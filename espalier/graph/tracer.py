@@ -23,9 +23,9 @@ from espalier.graph.composites import COMPOSITES
 from espalier.graph.functions import ARITHMETIC, DROPOUT, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import LOOKED, Labels, Product
+from espalier.graph.meta.shortcuts import run_on_meta
 from espalier.graph.modes import TorchDispatchMode, without_functions, without_operations
 from espalier.graph.operands import arguments_of, tensors_among
-from espalier.graph.shortcuts import run_on_meta
 
 MAKERS = ("empty", "zeros", "ones", "full", "rand", "randn")
 SHAPE_ONLY = {

@@ -13,9 +13,10 @@ from espalier.attributes import write
 from espalier.graph.composites import CompositesOnMeta
 from espalier.graph.graph import ChannelGraph, Group, Mask, Place
 from espalier.graph.leaves import leaves_at_once
+from espalier.graph.meta.operations import META
+from espalier.graph.meta.shortcuts import OnMeta
 from espalier.graph.passes import Passes
 from espalier.graph.replica import named_modules, named_tensors, replica, tensors_in
-from espalier.graph.shortcuts import META, OnMeta
 
 MOST_TRIALS = 60
 

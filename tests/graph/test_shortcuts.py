@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from espalier.graph.shortcuts import SHORTCUTS, run_on_meta
+from espalier.graph.meta.operations import SHORTCUTS
+from espalier.graph.meta.shortcuts import run_on_meta
 
 aten: Any = torch.ops.aten
 
@@ -120,6 +121,16 @@ def test_a_copy_lies_in_one_piece():
     made = run_on_meta(aten.clone.default, [turned], {"memory_format": torch.contiguous_format})
     assert made.shape == turned.shape
     assert made.is_contiguous()
+
+
+@pytest.mark.parametrize("x", [empty(3), empty(3, dtype=torch.int64), LAST])
+def test_a_rounded_quotient_keeps_its_dtype(x: Tensor):
+    mine, theirs = (run(aten.div.Tensor_mode, (x, 2), {"rounding_mode": "floor"}) for run in (run_on_meta, _run))
+    assert (mine.shape, mine.dtype, mine.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
 
 
 MISFITS = {

@@ -1,20 +1,17 @@
-"""The meta device: constants that the code builds elsewhere are brought there, and long decompositions are cut short.
+"""What operations return on the meta device, said at once.
 
-Torch works out many shapes in Python, at up to a millisecond an operation. The shortcuts here know the shapes of results for
-the arguments that models use. They return None for all others, above all for those that do not fit together: trial cuts rely
-on the refusal of the operation itself.
+Torch works out many shapes in Python, at up to a millisecond an operation. Here they are known for the arguments that models
+use. Each returns None for all others, above all for those that do not fit together: trial cuts rely on the refusal of the
+operation itself.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from espalier.graph.modes import TorchDispatchMode
 
 META = torch.device("meta")
 
@@ -228,27 +225,11 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     return empty(shape, first)
 
 
-ELEMENTWISE = frozenset(
-    {"add", "sub", "mul", "div", "gelu", "relu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "clone"}
-    | {
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "pow",
-        "rsqrt",
-        "sqrt",
-        "neg",
-        "exp",
-        "log",
-        "abs",
-        "sin",
-        "cos",
-        "square",
-        "reciprocal",
-    }
-    | {"addcmul", "leaky_relu", "elu", "mish", "softplus", "rsub", "maximum", "minimum", "erf"}
-    | {"_softmax", "_safe_softmax"}
-)
+ELEMENTWISE = frozenset({
+    "add", "sub", "rsub", "mul", "div", "addcmul", "reciprocal", "pow", "square", "sqrt", "rsqrt", "exp", "log", "neg", "abs",
+    "sin", "cos", "erf", "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "clone", "relu", "leaky_relu", "elu", "gelu",
+    "silu", "mish", "softplus", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "_softmax", "_safe_softmax",
+})  # fmt: skip
 RESIZED = (
     "upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d",
 )  # fmt: skip
@@ -273,39 +254,3 @@ SHORTCUTS: dict[str, Callable[..., Any]] = {
     **{name: elementwise for name in ELEMENTWISE},
     **{f"{name}_": _in_place for name in ELEMENTWISE},
 }
-HARMLESS = {"alpha", "approximate", "value", "rounding_mode"}  # keywords that change values only
-CLONE, IN_ONE_PIECE = torch.ops.aten.clone.default, {"memory_format": torch.contiguous_format}
-ANYWHERE = {int, float, bool, str, type(None), torch.dtype}  # arguments that are on no device
-
-
-@functools.cache
-def _shortcut(func: Any) -> Callable[..., Any] | None:
-    return SHORTCUTS.get(func.overloadpacket.__name__)
-
-
-def run_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """An operation on meta tensors, and on constants that the code built on the processor."""
-    args = [value if type(value) in ANYWHERE else _meta(value) for value in args]
-    quick = _shortcut(func)
-    if quick is not None and HARMLESS.issuperset(kwargs):
-        found = quick(*args)
-        if found is not None:
-            return found
-    if func is CLONE and kwargs == IN_ONE_PIECE:
-        return empty(args[0].shape, args[0])
-    return func(*args, **{key: _meta(value) for key, value in kwargs.items()})
-
-
-def _meta(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value if value.is_meta else value.to("meta")
-    if isinstance(value, tuple | list):
-        return [_meta(item) for item in value] if value and not isinstance(value[0], int) else value
-    return torch.device("meta") if isinstance(value, torch.device) else value
-
-
-class OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs everything on the meta device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return run_on_meta(func, args, kwargs or {})

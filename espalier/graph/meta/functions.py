@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from espalier.graph import shortcuts
 from espalier.graph.integers import plain
+from espalier.graph.meta import operations
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -20,14 +20,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         return None
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
         return None
-    return shortcuts.empty((*x.shape[:-1], weight.shape[0]), x)
+    return operations.empty((*x.shape[:-1], weight.shape[0]), x)
 
 
 def matmul(one: Tensor, two: Tensor) -> Tensor | None:
     """``torch.matmul`` of equally many matrices."""
     if one.dim() < 3 or one.shape[:-2] != two.shape[:-2] or one.shape[-1] != two.shape[-2] or not _all_meta(one, two):
         return None
-    return shortcuts.empty((*one.shape[:-1], two.shape[-1]), one)
+    return operations.empty((*one.shape[:-1], two.shape[-1]), one)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: Any, *settings: Any) -> Tensor | None:
@@ -37,24 +37,24 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: Any
         return None
     if key.shape[:-1] != value.shape[:-1] or query.shape[-1] != key.shape[-1] or not _all_meta(query, key, value):
         return None
-    return shortcuts.empty((*query.shape[:-1], value.shape[-1]), query)
+    return operations.empty((*query.shape[:-1], value.shape[-1]), query)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor | None:
     """``torch.nn.functional.conv2d`` and its like."""
-    return shortcuts.convolution(x, weight, bias, *settings) if _all_meta(x, weight, bias) else None
+    return operations.convolution(x, weight, bias, *settings) if _all_meta(x, weight, bias) else None
 
 
 def batch_norm(x: Tensor, *rest: Any) -> Tensor | None:
     """``torch.nn.functional.batch_norm``, of (x, weight, bias, mean, variance)."""
-    fits = _all_meta(x, *rest[:4]) and shortcuts.have_length(x.shape[1], *rest[:4])
-    return shortcuts.like(x) if fits else None
+    fits = _all_meta(x, *rest[:4]) and operations.have_length(x.shape[1], *rest[:4])
+    return operations.like(x) if fits else None
 
 
 def layer_norm(x: Tensor, shape: Any, *learned: Any) -> Tensor | None:
     """``torch.nn.functional.layer_norm``."""
-    fits = _all_meta(x, *learned[:2]) and shortcuts.is_normalised(x, shape, *learned[:2])
-    return shortcuts.empty(x.shape, x) if fits else None
+    fits = _all_meta(x, *learned[:2]) and operations.is_normalised(x, shape, *learned[:2])
+    return operations.empty(x.shape, x) if fits else None
 
 
 def rms_norm(x: Tensor, shape: Any, weight: Any, *_: Any) -> Tensor | None:
@@ -81,24 +81,24 @@ def recurrent(
     if weights[0].shape[1] != x.shape[2] or states[0].shape[:2] != (plain(layers) * directions, batch):
         return None
     out = (*x.shape[:2], directions * states[0].shape[2])
-    return shortcuts.empty(out, x), *[shortcuts.empty(state.shape, x) for state in states]
+    return operations.empty(out, x), *[operations.empty(state.shape, x) for state in states]
 
 
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor | None:
     """``torch.cat``."""
-    return shortcuts.cat(tensors, dim) if _all_meta(*tensors) else None
+    return operations.cat(tensors, dim) if _all_meta(*tensors) else None
 
 
 def entries(x: Tensor, *others: Any) -> Tensor | None:
     """What works entry by entry."""
     return (
-        shortcuts.elementwise(x, *others) if _all_meta(x, *(other for other in others if isinstance(other, Tensor))) else None
+        operations.elementwise(x, *others) if _all_meta(x, *(other for other in others if isinstance(other, Tensor))) else None
     )
 
 
 def activation(x: Tensor, inplace: Any) -> Tensor | None:
     """``torch.nn.functional.relu`` and its like; what works in place returns what it was given."""
-    return (x if inplace else shortcuts.like(x)) if _all_meta(x) else None
+    return (x if inplace else operations.like(x)) if _all_meta(x) else None
 
 
 def _all_meta(first: Tensor, *others: Tensor | None) -> bool:

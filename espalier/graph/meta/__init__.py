@@ -1,0 +1,1 @@
+"""Shapes without memory: what functions and operations return on the meta device."""
