@@ -136,6 +136,11 @@ def _recurrent(name: str) -> Composite:
     return Composite(name, arguments, functions.recurrent, ("input",), silent=silent)
 
 
+def _cell(name: str) -> Composite:
+    arguments = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
+    return Composite(name, arguments, functions.cell, ("input", "w_ih", "w_hh"), ("b_ih", "b_hh"))
+
+
 COMPOSITES: dict[Any, Composite] = {
     functional.linear: Composite("linear", ("input", "weight", "bias"), functions.linear, ("input", "weight"), ("bias",)),
     functional.scaled_dot_product_attention: Composite(
@@ -186,6 +191,10 @@ COMPOSITES: dict[Any, Composite] = {
     torch.gru: _recurrent("gru"),
     torch.rnn_tanh: _recurrent("rnn_tanh"),
     torch.rnn_relu: _recurrent("rnn_relu"),
+    torch.lstm_cell: _cell("lstm_cell"),
+    torch.gru_cell: _cell("gru_cell"),
+    torch.rnn_tanh_cell: _cell("rnn_tanh_cell"),
+    torch.rnn_relu_cell: _cell("rnn_relu_cell"),
     torch.sigmoid: Composite("sigmoid", ("self",), functions.entries, ("self",)),
     torch.tanh: Composite("tanh", ("self",), functions.entries, ("self",)),
     functional.gelu: Composite("gelu", ("self", "approximate"), functions.entries, ("self",)),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import rnn
+from torch.utils.flop_counter import FlopCounterMode
 
 import espalier as es
 from tests.graph.oracles import check_groups, sizes
@@ -48,6 +49,59 @@ def test_recurrent_layers_are_cut_right(kind: str, tmp_path: Path):
     graph = check_groups(lambda: Between(layer, **settings), torch.randn(5, 2, 4), tmp_path)
     assert sizes(graph) == expected
     assert all(group.exact for group in graph.groups)
+
+
+class Steps(nn.Module):
+    """A cell between linear layers, one step after the other."""
+
+    def __init__(self, kind: Any, **settings: Any) -> None:
+        super().__init__()
+        self.first, self.cell, self.last = nn.Linear(4, 8), kind(8, 6, **settings), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, steps = None, []
+        for step in self.first(x).unbind(0):
+            state = self.cell(step, state)
+            steps.append(state[0] if isinstance(state, tuple) else state)
+        return self.last(torch.stack(steps))
+
+
+CELLS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "lstm": (nn.LSTMCell, {}),
+    "lstm without bias": (nn.LSTMCell, {"bias": False}),
+    "gru": (nn.GRUCell, {}),
+    "tanh": (nn.RNNCell, {}),
+    "relu": (nn.RNNCell, {"nonlinearity": "relu", "bias": False}),
+}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells_are_cut_right(kind: str, tmp_path: Path):
+    layer, settings = CELLS[kind]
+    graph = check_groups(lambda: Steps(layer, **settings), torch.randn(5, 2, 4), tmp_path)
+    assert sizes(graph) == [6, 8]
+    assert all(group.exact for group in graph.groups)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_the_cost_of_a_cell_is_that_of_its_products(kind: str):
+    layer, settings = CELLS[kind]
+    model, x = Steps(layer, **settings), torch.zeros(5, 2, 4)
+    graph = es.trace(model, x)
+    es.cut(model, {group: [0, 1, 2] for group in graph.groups})
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert 2 * es.cost(graph).macs == counter.get_total_flops()
+
+
+def test_a_first_state_from_outside_keeps_the_units_of_a_cell():
+    class Given(Steps):
+        def forward(self, x: Tensor, state: Tensor) -> Tensor:  # type: ignore[override]
+            return self.last(self.cell(self.first(x), state))
+
+    graph = es.trace(Given(nn.GRUCell), (torch.zeros(2, 4), torch.zeros(2, 6)))
+    assert sizes(graph) == [8]
+    assert "gru_cell ties it to something that cannot be cut" in reasons(graph)
 
 
 def test_the_cost_counts_every_step():

@@ -84,6 +84,18 @@ def recurrent(
     return operations.empty(out, x), *[operations.empty(state.shape, x) for state in states]
 
 
+def cell(x: Tensor, hidden: Any, from_input: Tensor, from_state: Tensor, *biases: Tensor | None) -> Any:
+    """``torch.lstm_cell`` and its like."""
+    states = tuple(hidden) if isinstance(hidden, tuple | list) else (hidden,)
+    if x.dim() != 2 or not _all_meta(x, *states, from_input, from_state, *biases):
+        return None
+    shape = (x.shape[0], from_state.shape[1])
+    if from_input.shape[1] != x.shape[1] or not all([state.shape == shape for state in states]):
+        return None
+    made = [operations.empty(shape, x) for _ in states]
+    return tuple(made) if isinstance(hidden, tuple | list) else made[0]
+
+
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor | None:
     """``torch.cat``."""
     return operations.cat(tensors, dim) if _all_meta(*tensors) else None

@@ -1,6 +1,8 @@
-"""Recurrent layers, all steps at once."""
+"""Recurrent layers, all steps at once, and cells, which do one step."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -44,10 +46,36 @@ def recurrent(labels: Labels, op: str, given: Arguments, out: tuple[Tensor, ...]
             inputs = stack([(shown, states[0].shape[2])] * directions)
     labels.put(out[0], [first, second, inputs])
     batch = first if given["batch_first"] else second
-    hidden = given["hx"] if isinstance(given["hx"], tuple | list) else (given["hx"],)
-    for before, after, rows in zip(hidden, states, (shown, cells), strict=False):
+    for before, after, rows in zip(_listed(given["hx"]), states, (shown, cells), strict=False):
         labels.unify(labels.of(before)[2], rows, op)
         labels.put(after, [None, batch, rows])
+
+
+CELLS = {"lstm_cell": 4, "gru_cell": 3, "rnn_tanh_cell": 1, "rnn_relu_cell": 1}
+
+
+@rule(*CELLS)
+def cell(labels: Labels, op: str, given: Arguments, out: Tensor | tuple[Tensor, ...]) -> None:
+    """Input (B, I), states (B, H), weights (gates x H, I) and (gates x H, H), biases of gates x H."""
+    x, from_input, from_state = given["input"], given["w_ih"], given["w_hh"]
+    batch, inputs = labels.of(x)
+    units = None
+    for gated in (from_input, from_state, given["b_ih"], given["b_hh"]):
+        if gated is not None:
+            rows = labels.of(gated)[0]
+            if CELLS[op] > 1:
+                _, rows = labels.split(rows, (CELLS[op], from_state.shape[1]), (False, True))
+            units = _one(labels, units, rows, op)
+    for weight, rows in ((from_input, inputs), (from_state, units)):
+        labels.unify(labels.of(weight)[1], rows, op)
+        labels.note_work(op, (batch, x.shape[0]), *zip(labels.of(weight), weight.shape, strict=True))
+    for before, after in zip(_listed(given["hx"]), _listed(out), strict=True):
+        labels.unify(labels.of(before)[1], units, op)
+        labels.put(after, [batch, units])
+
+
+def _listed(states: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return (states,) if isinstance(states, Tensor) else states
 
 
 def _one(labels: Labels, one: Rows, other: Rows, op: str) -> Rows:
