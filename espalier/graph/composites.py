@@ -37,6 +37,7 @@ class Composite:
     optional: tuple[str, ...] = ()  # or None
     told: Callable[[Given], Given | None] | None = None  # the arguments as the operation is told them; None: take it apart
     silent: frozenset[str] = frozenset()  # arguments that say nothing of axes
+    by_values: bool = False  # the shape of the results follows from values
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Given | None:
         """The arguments by name, None for those that were left out; None if the call is not a usual one."""
@@ -63,7 +64,7 @@ class Composite:
 
     def result(self, given: Given) -> Any:
         """What the function returns on meta; None where it has to be taken apart."""
-        if transform() is not None:  # inside vmap a tensor is larger than it says
+        if transform() is not None or self.by_values:  # inside vmap a tensor is larger than it says
             return None
         with without_operations():
             return self.shape(*given.values())
@@ -72,7 +73,7 @@ class Composite:
         """What the function returns where there are values; None where it has to be taken apart."""
         with without_operations():
             empty = {name: _without_values(value) for name, value in given.items()}
-        if self.result(empty) is None:
+        if not self.by_values and self.result(empty) is None:
             return None
         with without_operations():
             return func(*args, **kwargs)
@@ -133,7 +134,15 @@ def _convolutions() -> dict[Any, Composite]:
 def _recurrent(name: str) -> Composite:
     arguments = ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
     silent = frozenset({"dropout", "train"})
-    return Composite(name, arguments, functions.recurrent, ("input",), silent=silent)
+    return Composite(name, arguments, functions.recurrent, ("input",), (), _packed, silent)
+
+
+def _packed(given: Given) -> Given:
+    """Packed sequences come with their batch sizes as a second argument, and all sequences in one dimension."""
+    data, sizes, hidden, *others = given.values()
+    names = [name for name in given if name != "input"]
+    packed = isinstance(sizes, Tensor) and type(others[0]) is list
+    return {"input": data, **dict(zip(names, (hidden, *others, False), strict=True))} if packed else given
 
 
 def _cell(name: str) -> Composite:
@@ -191,6 +200,13 @@ COMPOSITES: dict[Any, Composite] = {
     torch.gru: _recurrent("gru"),
     torch.rnn_tanh: _recurrent("rnn_tanh"),
     torch.rnn_relu: _recurrent("rnn_relu"),
+    torch._C._VariableFunctions._pad_packed_sequence: Composite(
+        "_pad_packed_sequence",
+        ("data", "batch_sizes", "batch_first", "padding_value", "total_length"),
+        functions.unknown,
+        ("data", "batch_sizes"),
+        by_values=True,
+    ),
     torch.lstm_cell: _cell("lstm_cell"),
     torch.gru_cell: _cell("gru_cell"),
     torch.rnn_tanh_cell: _cell("rnn_tanh_cell"),

@@ -73,10 +73,10 @@ def frame_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Frame
 
 
 def _flat(values: Sequence[Any]) -> list[int]:
-    """Sizes given one by one or as a sequence."""
+    """Sizes given one by one or as a sequence; -1 for one in a tensor."""
     if len(values) >= 1 and isinstance(values[0], tuple | list):
         values = values[0]
-    return [value for value in values if isinstance(value, int)]
+    return [-1 if isinstance(value, Tensor) else value for value in values if isinstance(value, int | Tensor)]
 
 
 def _unflattened(x: Tensor, dim: int, sizes: Sequence[int]) -> list[int]:

@@ -120,16 +120,27 @@ def test_states_from_outside_keep_the_hidden_units():
     assert "gru ties it to something that cannot be cut" in reasons(graph)
 
 
-def test_packed_sequences_are_not_taken_for_plain_ones():
-    class Packed(Between):
-        def forward(self, x: Tensor) -> Tensor:
-            packed = rnn.pack_padded_sequence(self.first(x), torch.tensor([5, 3]), enforce_sorted=False)
-            return self.last(self.middle(rnn.pad_packed_sequence(self.recurrent(packed)[0])[0]))
+class Packed(Between):
+    """Of two sequences one is shorter."""
 
-    graph = es.trace(Packed(nn.LSTM), torch.zeros(5, 2, 4))
-    assert sizes(graph) == [12]
-    assert len(graph.notes) == 1
-    assert "Run with values" in graph.notes[0]
+    def forward(self, x: Tensor) -> Tensor:
+        packed = rnn.pack_padded_sequence(self.first(x), torch.tensor([3, 5]), enforce_sorted=False)
+        return self.last(self.middle(rnn.pad_packed_sequence(self.recurrent(packed)[0])[0]))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "two ways in two layers", "gru", "tanh"])
+def test_packed_sequences_are_cut_right(kind: str, tmp_path: Path):
+    layer, settings, expected = KINDS[kind]
+    settings = {**settings, "batch_first": False}
+    graph = check_groups(lambda: Packed(layer, **settings), torch.randn(5, 2, 4), tmp_path)
+    assert sizes(graph) == expected
+    assert "Run with values" in graph.notes[0]  # lengths are read
+
+
+def test_the_cost_of_packed_sequences_leaves_out_what_is_padded():
+    graph = es.trace(Packed(nn.GRU), torch.zeros(5, 2, 4))
+    linear = 4 * 8 + 6 * 12 + 12 * 3
+    assert es.cost(graph).macs == 5 * 2 * linear + (3 + 5) * 3 * 6 * (8 + 6)
 
 
 def test_the_last_state_has_the_hidden_units():

@@ -73,15 +73,20 @@ def recurrent(
     two_ways: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...] | None:
-    """``torch.lstm`` and its like, of sequences of equal length."""
+    """``torch.lstm`` and its like, of sequences of equal length or packed ones."""
     states = tuple(hidden) if isinstance(hidden, tuple | list) else (hidden,)
-    if x.dim() != 3 or not isinstance(weights, list) or not _all_meta(x, *states, *weights):
+    if x.dim() not in (2, 3) or not isinstance(weights, list) or not _all_meta(x, *states, *weights):
         return None
-    directions, batch = (2 if two_ways else 1), x.shape[0 if batch_first else 1]
-    if weights[0].shape[1] != x.shape[2] or states[0].shape[:2] != (plain(layers) * directions, batch):
+    directions = 2 if two_ways else 1
+    batch = states[0].shape[1] if x.dim() == 2 else x.shape[0 if batch_first else 1]
+    if weights[0].shape[1] != x.shape[-1] or states[0].shape[:2] != (plain(layers) * directions, batch):
         return None
-    out = (*x.shape[:2], directions * states[0].shape[2])
+    out = (*x.shape[:-1], directions * states[0].shape[2])
     return operations.empty(out, x), *[operations.empty(state.shape, x) for state in states]
+
+
+def unknown(*_: Any) -> None:
+    """Of functions whose shapes follow from values."""
 
 
 def cell(x: Tensor, hidden: Any, from_input: Tensor, from_state: Tensor, *biases: Tensor | None) -> Any:

@@ -15,13 +15,13 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 @rule(*GATES)
 def recurrent(labels: Labels, op: str, given: Arguments, out: tuple[Tensor, ...]) -> None:
-    """Input (T, B, I) or (B, T, I), states (layers x directions, B, H). Weights of each layer and direction: (gates x H, I),
-    (gates x H, P), biases of gates x H, and (P, H) if the LSTM projects its H cells to P outputs; else P is H.
+    """Input (T, B, I), (B, T, I) or packed (steps, I), states (layers x directions, B, H). Weights of each layer and direction:
+    (gates x H, I), (gates x H, P), biases of gates x H, and (P, H) if the LSTM projects its H cells to P outputs; else P is H.
 
     One tensor holds the states of all layers and directions, so all lose the same units.
     """
     x, states, weights = given["input"], out[1:], list(given["params"])
-    first, second, inputs = labels.of(x)
+    *others, inputs = labels.of(x)
     cells = shown = None
     directions = 2 if given["bidirectional"] else 1
     size = len(weights) // states[0].shape[0]
@@ -41,14 +41,31 @@ def recurrent(labels: Labels, op: str, given: Arguments, out: tuple[Tensor, ...]
         labels.unify(labels.of(own[0])[1], inputs, op)
         for weight in (*own[:2], *(() if projects is None else (projects,))):
             lengths = zip(labels.of(weight), weight.shape, strict=True)
-            labels.note_work(op, (first, x.shape[0]), (second, x.shape[1]), *lengths)
+            labels.note_work(op, *zip(others, x.shape, strict=False), *lengths)
         if start // size % directions == directions - 1:  # what the next layer is given
             inputs = stack([(shown, states[0].shape[2])] * directions)
-    labels.put(out[0], [first, second, inputs])
-    batch = first if given["batch_first"] else second
+    labels.put(out[0], [*others, inputs])
+    batch = None if x.dim() == 2 else others[0 if given["batch_first"] else 1]
     for before, after, rows in zip(_listed(given["hx"]), states, (shown, cells), strict=False):
         labels.unify(labels.of(before)[2], rows, op)
         labels.put(after, [None, batch, rows])
+
+
+@rule("_pack_padded_sequence")
+def pack(labels: Labels, op: str, given: Arguments, out: tuple[Tensor, ...]) -> None:
+    """(T, B, ...) or (B, T, ...) -> (steps, ...)."""
+    first, second, *others = labels.of(given["input"])
+    for rows in (first, second):
+        labels.freeze(rows, "is packed")
+    labels.put(out[0], [None, *others])
+
+
+@rule("_pad_packed_sequence")
+def pad_packed(labels: Labels, op: str, given: Arguments, out: tuple[Tensor, ...]) -> None:
+    """(steps, ...) -> (T, B, ...) or (B, T, ...)."""
+    steps, *others = labels.of(given["data"])
+    labels.freeze(steps, "is unpacked")
+    labels.put(out[0], [None, None, *others])
 
 
 CELLS = {"lstm_cell": 4, "gru_cell": 3, "rnn_tanh_cell": 1, "rnn_relu_cell": 1}
