@@ -1,4 +1,4 @@
-"""Layers of ``torch.nn``, and two of timm, that need not be run: what their forward would call is known.
+"""Layers of ``torch.nn``, and some of timm and torchvision, that need not be run: what their forward would call is known.
 
 The way from a layer to that function, through hooks, checks and torch's dispatcher, would take most of the time of a trace.
 """
@@ -38,7 +38,7 @@ def leaf_of(kind: Any) -> Leaf | None:
     function = LEAVES.get(kind)
     if function is not None:
         return Leaf(function)
-    leaf = OF_TIMM.get(f"{kind.__module__}.{kind.__qualname__}")
+    leaf = OF_OTHERS.get(f"{kind.__module__}.{kind.__qualname__}")
     code = getattr(kind.forward, "__code__", None)
     return leaf if leaf is not None and code is not None and frozenset(code.co_names) == leaf.names else None
 
@@ -54,7 +54,7 @@ def hooks_of_all() -> bool:
 
 
 def is_plain(module: Any) -> bool:
-    """Whether a module does what its class in ``torch.nn`` or timm does, and nothing else."""
+    """Whether a module does what its class in ``torch.nn``, timm or torchvision does, and nothing else."""
     if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
         return False
     return _is_known(module.__class__)
@@ -137,6 +137,11 @@ def _activation(function: Any) -> Function:
     return lambda layer, x: (function, (x, layer.inplace))
 
 
+def _nothing(layer: Any, x: Tensor) -> tuple[None, tuple[Tensor]]:
+    """In evaluation mode; in training noise, which says nothing of axes."""
+    return None, (x,)
+
+
 LEAVES: dict[type[nn.Module], Function] = {
     nn.Conv1d: _convolution(functional.conv1d),
     nn.Conv2d: _convolution(functional.conv2d),
@@ -153,10 +158,10 @@ LEAVES: dict[type[nn.Module], Function] = {
     nn.GELU: lambda layer, x: (functional.gelu, (x,)) if layer.approximate == "none" else None,
     nn.Sigmoid: lambda layer, x: (torch.sigmoid, (x,)),
     nn.Tanh: lambda layer, x: (torch.tanh, (x,)),
-    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), lambda layer, x: (None, (x,))),
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _nothing),
 }
 
-OF_TIMM = {
+OF_OTHERS = {
     "timm.layers.norm_act.BatchNormAct2d": Leaf(
         _batch_norm(4),
         ("drop", "act"),
@@ -169,5 +174,11 @@ OF_TIMM = {
         lambda layer, x: None if layer._fast_norm else _layer_norm(layer, x),
         (),
         frozenset({"F", "_fast_norm", "bias", "eps", "fast_layer_norm", "layer_norm", "normalized_shape", "weight"}),
+    ),
+    "timm.layers.drop.DropPath": Leaf(
+        _nothing, (), frozenset({"drop_path", "drop_prob", "training", "scale_by_keep"})
+    ),
+    "torchvision.ops.stochastic_depth.StochasticDepth": Leaf(
+        _nothing, (), frozenset({"stochastic_depth", "p", "mode", "training"})
     ),
 }  # fmt: skip

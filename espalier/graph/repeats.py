@@ -27,6 +27,8 @@ VALUES = frozenset({
 
 ALL_BUT_LENGTHS = VALUES - {int}
 
+DROPOUT = frozenset({nn.Dropout.__module__, "timm.layers.drop", "torchvision.ops.stochastic_depth"})  # files of nothing else
+
 EMPTY = frozenset({dict, OrderedDict, list, tuple, set})
 
 
@@ -120,8 +122,16 @@ def _described(value: Any, seen: dict[int, int], objects: list[Tensor | nn.Modul
         plain_ones, others = _places(kinds, exact)
         inside = [values[place] for place in others if kinds[place] not in EMPTY or values[place]]
         described = tuple([_described(item, seen, objects, exact) for item in inside])
-        return kind, tuple(held), kinds, tuple([values[place] for place in plain_ones]), described
+        settings = [values[place] for place in plain_ones]
+        if kind.__module__ in DROPOUT:
+            settings = [_share(setting) if type(setting) is float else setting for setting in settings]
+        return kind, tuple(held), kinds, tuple(settings), described
     raise Unusual
+
+
+def _share(rate: float) -> tuple[bool, bool]:
+    """All that matters of the rate of a dropout: whether nothing is dropped, or everything. Each block may have its own."""
+    return rate > 0, rate >= 1
 
 
 @functools.lru_cache(512)

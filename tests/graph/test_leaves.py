@@ -1,4 +1,4 @@
-"""Layers of torch.nn, and two of timm, are labelled without being run, unless somebody wants to see them run."""
+"""Layers of torch.nn and of other libraries that are labelled without being run, unless somebody wants to see them run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import espalier as es
-from espalier.graph.leaves import LEAVES, OF_TIMM, leaf_of
-from espalier.tasks.vision import timm
+from espalier.graph.leaves import LEAVES, OF_OTHERS, leaf_of
+from espalier.tasks.vision import timm, torchvision
 from tests.graph.oracles import sizes
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
@@ -90,7 +90,7 @@ def test_a_forward_set_on_one_layer_is_run():
     assert sizes(es.trace(net, torch.zeros(2, 4))) == []
 
 
-# -- of timm -------------------------------------------------------------------------------------------------------
+# -- of timm and torchvision ---------------------------------------------------------------------------------------
 
 
 def norm_act(**settings: object) -> nn.Module:
@@ -99,24 +99,26 @@ def norm_act(**settings: object) -> nn.Module:
     return made
 
 
-OF_LIBRARY: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+OF_LIBRARIES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "norm and activation": (norm_act, torch.randn(2, 8, 3, 3)),
     "norm without activation": (lambda: norm_act(apply_act=False), torch.randn(2, 8, 3, 3)),
     "norm and another activation": (lambda: norm_act(act_layer=nn.Mish, inplace=False), torch.randn(2, 8, 3, 3)),
     "layer norm": (lambda: timm().layers.LayerNorm(8), torch.randn(2, 3, 8)),
+    "dropped paths": (lambda: timm().layers.DropPath(0.3), torch.randn(2, 3, 8)),
+    "stochastic depth": (lambda: torchvision().ops.StochasticDepth(0.3, "row"), torch.randn(2, 3, 8)),
 }
 
 
-@pytest.mark.parametrize("kind", OF_LIBRARY)
-def test_what_a_leaf_of_timm_would_call_is_what_it_computes(kind: str):
-    make, x = OF_LIBRARY[kind]
+@pytest.mark.parametrize("kind", OF_LIBRARIES)
+def test_what_a_leaf_of_a_library_would_call_is_what_it_computes(kind: str):
+    make, x = OF_LIBRARIES[kind]
     layer = make().eval()
     leaf = leaf_of(type(layer))
     assert leaf is not None, "its forward reads other names than it did"
     found = leaf.function(layer, x.clone())
     assert found is not None
     function, arguments = found
-    out = function(*arguments)
+    out = arguments[0] if function is None else function(*arguments)
     for name in leaf.then:
         out = getattr(layer, name)(out)
     assert torch.equal(out, layer(x.clone()))
@@ -124,7 +126,7 @@ def test_what_a_leaf_of_timm_would_call_is_what_it_computes(kind: str):
 
 def test_a_class_whose_forward_has_been_written_anew_is_run():
     names = {"__module__": "timm.layers.norm_act", "__qualname__": "BatchNormAct2d"}
-    assert f"{names['__module__']}.{names['__qualname__']}" in OF_TIMM
+    assert f"{names['__module__']}.{names['__qualname__']}" in OF_OTHERS
     anew = type("BatchNormAct2d", (nn.BatchNorm2d,), {**names, "forward": lambda self, x: self.act(x) * self.scale})
     assert leaf_of(anew) is None
 

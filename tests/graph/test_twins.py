@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import espalier as es
 from espalier.graph import twins
 from espalier.graph.graph import ChannelGraph, Dim
 from espalier.graph.pattern import Pattern
+from espalier.tasks.vision import timm, torchvision
 from tests.graph.like_blocks import (
     Chain,
     Counting,
@@ -101,6 +102,31 @@ def test_names_are_those_of_each_block() -> None:
 
 def test_blocks_of_other_settings_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert repeated(monkeypatch, lambda: images(*(Residual(scale=1 + i / 10) for i in range(6))), IMAGES) == 0
+
+
+DROPPING: dict[str, Callable[[float], nn.Module]] = {
+    "values": nn.Dropout,
+    "paths, as timm does": lambda rate: timm().layers.DropPath(rate),
+    "paths, as torchvision does": lambda rate: torchvision().ops.StochasticDepth(rate, "row"),
+}
+
+
+def dropping(kind: str, rates: Sequence[float]) -> nn.Module:
+    model = tokens(count=len(rates))
+    for block, rate in zip(model[1:-1], rates, strict=True):
+        block.mlp[2] = DROPPING[kind](rate)
+    return model
+
+
+@pytest.mark.parametrize("kind", DROPPING)
+def test_each_block_may_drop_a_share_of_its_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = [0.01 * (1 + block) for block in range(12)]
+    assert repeated(monkeypatch, lambda: dropping(kind, rates), X) == 10
+
+
+@pytest.mark.parametrize("kind", DROPPING)
+def test_blocks_that_drop_nothing_are_another_kind(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert repeated(monkeypatch, lambda: dropping(kind, [0.0] * 6 + [0.1] * 6), X) == 9
 
 
 @pytest.mark.parametrize("kind", [Keeping, Nested, Counting])
