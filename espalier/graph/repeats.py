@@ -91,10 +91,13 @@ def described(parts: Sequence[Any], *, exact: bool = True) -> tuple[Any, list[Te
 
 def _described(value: Any, seen: dict[int, int], objects: list[Tensor | nn.Module], exact: bool) -> Any:
     """What was seen before is described by its number alone: code may ask whether two of its objects are one."""
-    value = plain(value)
     kind = type(value)
+    if kind is Traced:
+        value, kind = plain(value), int
     if kind in VALUES:
         return (kind, value) if exact or kind is not int else kind
+    if kind is tuple and exact and VALUES.issuperset(map(type, value)):  # plain all through
+        return kind, value
     if kind is types.FunctionType and value.__closure__ is None:
         return kind, value
     if id(value) in seen:
@@ -119,10 +122,12 @@ def _described(value: Any, seen: dict[int, int], objects: list[Tensor | nn.Modul
         objects.append(value)
         held = value.__dict__
         kinds, values = tuple(map(type, held.values())), tuple(held.values())
-        plain_ones, others = _places(kinds, exact)
+        plain_ones, lengths, others = _places(kinds, exact)
         inside = [values[place] for place in others if kinds[place] not in EMPTY or values[place]]
         described = tuple([_described(item, seen, objects, exact) for item in inside])
         settings = [values[place] for place in plain_ones]
+        if exact:
+            settings += [plain(values[place]) for place in lengths]
         if kind.__module__ in DROPOUT:
             settings = [_share(setting) if type(setting) is float else setting for setting in settings]
         return kind, tuple(held), kinds, tuple(settings), described
@@ -135,11 +140,12 @@ def _share(rate: float) -> tuple[bool, bool]:
 
 
 @functools.lru_cache(512)
-def _places(kinds: tuple[type, ...], exact: bool) -> tuple[list[int], list[int]]:
-    """Where there are values to compare, and where things to describe."""
+def _places(kinds: tuple[type, ...], exact: bool) -> tuple[list[int], list[int], list[int]]:
+    """Where there are values to compare, numbers that remember where they come from, and things to describe."""
     values = VALUES if exact else ALL_BUT_LENGTHS
     places = range(len(kinds))
-    return [at for at in places if kinds[at] in values], [at for at in places if kinds[at] not in VALUES]
+    traced = [at for at in places if kinds[at] is Traced]
+    return [at for at in places if kinds[at] in values], traced, [at for at in places if kinds[at] not in {*VALUES, Traced}]
 
 
 def same_events(labels: Labels, one: Sequence[Event], other: Sequence[Event]) -> bool:
