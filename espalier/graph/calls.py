@@ -60,10 +60,6 @@ class Call:
 CALLED = "called"
 
 
-def _has_leaf(module: Any) -> bool:
-    return leaf_of(module.__class__) is not None
-
-
 def snapshot(out: Any) -> Any:
     """What a call has returned, whatever is put into a dictionary or list later."""
     kind = type(out)
@@ -94,7 +90,7 @@ class Calls:
     def of(cls, modules: Modules, labels: Labels) -> Calls:
         """Of the modules of a model."""
         plain = [(path, module) for path, module in modules if is_plain(module)]
-        leaves = {id(module): module for _, module in plain if _has_leaf(module)}
+        leaves = {id(module): module for _, module in plain if leaf_of(type(module)) is not None}
         return cls(labels, {path for path, _ in plain}, leaves)
 
     def without_leaves(self, modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
@@ -129,12 +125,14 @@ class Calls:
             return None
         call = self.new(path, module, (x,), {})
         above, self.labels.module = self.labels.module, path
-        with without_functions():
-            function = leaf.function(module, x)
-            out = None if function is None else self.at_once(*function)
-        if out is not None and leaf.then:
-            out = self._handed_on(call, leaf.then, out)
-        self.labels.module = above
+        try:
+            with without_functions():
+                function = leaf.asked(module, x)
+                out = None if function is None else self.at_once(*function)
+            if out is not None and leaf.then:
+                out = self._handed_on(call, leaf.then, out)
+        finally:
+            self.labels.module = above
         if out is not None:
             call.out, call.end = out, len(self.labels.events)
             self.end(call)

@@ -18,6 +18,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from espalier.graph.copying import contents
+
 SKIPPED = sys.stdlib_module_names | {"torch", "numpy"}
 NAMES = frozenset({"__name__", "__qualname__", "__module__"})  # the same for the subclasses
 
@@ -151,15 +153,8 @@ def _called(function: types.FunctionType) -> Iterator[Any]:
     known = function.__globals__
     for part in _codes(function.__code__):
         named = [known[name] for name in part.co_names if name in known]
-        for value in [*named, *(held for cell in function.__closure__ or () for held in _contents(cell))]:
+        for value in [*named, *(held for cell in function.__closure__ or () for held in contents(cell))]:
             yield value
             holder = value if isinstance(value, types.ModuleType | type) else type(value)
             if not is_skipped(holder.__module__ if isinstance(holder, type) else holder.__name__):
                 yield from (inspect.getattr_static(holder, name, None) for name in part.co_names)
-
-
-def _contents(cell: types.CellType) -> list[Any]:
-    try:
-        return [cell.cell_contents]
-    except ValueError:  # not filled yet
-        return []

@@ -2,7 +2,8 @@
 
 Modules that are copied as any object is, dictionaries, lists, tuples and values that never change are copied here. All else,
 and every class that has a say in how it is copied, goes to ``copy.deepcopy`` with the same memo, so that whatever occurs twice
-occurs twice in the copy too.
+occurs twice in the copy too. Functions are not copied, nor what they know of the world; what they know of the model, as
+methods, closures and defaults do, is that of the copy.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import copyreg
 import enum
+import functools
 import operator
 import types
 from collections import OrderedDict
@@ -32,7 +34,7 @@ UNCHANGEABLE = frozenset({
 
 
 class Copier:
-    """Copies a module and all that it holds, but hooks by reference: a copy of one could drag a whole optimizer along.
+    """Copies a module and all that it holds, but no hooks: a copy of one could drag a whole optimizer along.
 
     Args:
         model: what will be copied.
@@ -43,6 +45,14 @@ class Copier:
         self._model, self._memo = model, memo
         self._ordinary: dict[type, bool] = {}
         self._hooks_known = False
+        self._functions: list[tuple[dict[Any, Any], Any]] = []  # where functions are kept that may know of the model
+
+    def copy(self) -> nn.Module:
+        """The copy of the model."""
+        made: nn.Module = self.copied(self._model)
+        for holder, key in self._functions:
+            holder[key] = self._bound(holder[key])
+        return made
 
     def copied(self, value: Any) -> Any:
         """A copy, the same each time; ``value`` itself if it can never change."""
@@ -86,11 +96,13 @@ class Copier:
         for name, value in held.items():
             kind_of_value = type(value)
             if kind_of_value in UNCHANGEABLE:
+                if kind_of_value is types.FunctionType and (value.__closure__ or value.__defaults__):
+                    self._functions.append((attributes, name))
                 continue
             if name in TORCHS and kind_of_value in EMPTY and not value:  # most hooks; of the module alone
                 attributes[name] = kind_of_value()
             elif name in HOOKS:
-                attributes[name] = memo[id(value)] = value.copy()
+                attributes[name] = self._hooks(value)
             else:
                 attributes[name] = self.copied(value)
         attributes.pop("_compiled_call_impl", None)  # as nn.Module.__getstate__ says
@@ -102,14 +114,70 @@ class Copier:
             for module in self._model.modules():
                 for name in HOOKS & module.__dict__.keys():
                     hooks = module.__dict__[name]
-                    if hooks is not None:
-                        self._memo.setdefault(id(hooks), hooks.copy())
+                    if hooks is not None and id(hooks) not in self._memo:
+                        self._hooks(hooks)
         return copy.deepcopy(value, self._memo)
+
+    def _hooks(self, hooks: Any) -> Any:
+        made = self._memo[id(hooks)] = hooks.copy()
+        if isinstance(made, dict):
+            self._functions += [(made, key) for key in made]
+        return made
+
+    def _bound(self, function: Any) -> Any:
+        """A function that knows the copies of all of the model that it knows; itself if that is nothing."""
+        memo = self._memo
+        if id(function) in memo:
+            return memo[id(function)]
+        if isinstance(function, types.MethodType):
+            owner = self._bound(function.__self__)
+            return function if owner is function.__self__ else types.MethodType(function.__func__, owner)
+        if type(function) is functools.partial:
+            known = (function.func, *function.args, *function.keywords.values())
+            bound = [self._bound(value) for value in known]
+            if all(map(operator.is_, bound, known)):
+                return function
+            count = len(function.args) + 1
+            keywords = dict(zip(function.keywords, bound[count:], strict=True))
+            return functools.partial(bound[0], *bound[1:count], **keywords)
+        return self._closed(function) if type(function) is types.FunctionType else function
+
+    def _closed(self, function: types.FunctionType) -> types.FunctionType:
+        cells = [(cell, types.CellType()) for cell in function.__closure__ or ()]
+        closure, defaults = tuple([own for _, own in cells]), function.__defaults__
+        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
+        self._memo[id(function)] = made  # it may know itself
+        changed = False
+        for cell, own in cells:
+            for content in contents(cell):
+                own.cell_contents = self._bound(content)
+                changed |= own.cell_contents is not content and own.cell_contents is not made
+        if defaults:
+            made.__defaults__ = tuple(map(self._bound, defaults))
+            changed |= not all(map(operator.is_, made.__defaults__, defaults))
+        if not changed:
+            self._memo[id(function)] = function
+            return function
+        made.__kwdefaults__, made.__qualname__, made.__module__ = (
+            function.__kwdefaults__,
+            function.__qualname__,
+            function.__module__,
+        )
+        made.__dict__.update(function.__dict__)
+        return made
 
     def _is_ordinary(self, kind: type[nn.Module]) -> bool:
         if kind not in self._ordinary:
             self._ordinary[kind] = _is_ordinary(kind)
         return self._ordinary[kind]
+
+
+def contents(cell: types.CellType) -> list[Any]:
+    """What is in a cell of a closure: nothing if it has not been filled yet."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
 
 
 def _is_ordinary(kind: Any) -> bool:

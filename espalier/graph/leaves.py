@@ -6,7 +6,6 @@ The way from a layer to that function, through hooks, checks and torch's dispatc
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,15 +30,21 @@ class Leaf:
     then: tuple[str, ...] = ()  # modules inside that are called in turn with what that returns
     names: frozenset[str] | None = None  # that forward reads; other ones: it has been written anew
 
+    def asked(self, layer: Any, x: Tensor) -> tuple[Any, tuple[Any, ...]] | None:
+        """The function and its arguments; None where the layer has to be run."""
+        try:
+            return self.function(layer, x)
+        except KeyError:  # its weight is no parameter
+            return None
 
-@functools.lru_cache(1024)  # parametrized modules get classes of their own
+
 def leaf_of(kind: Any) -> Leaf | None:
     """What is known of a class, if it is known."""
-    function = LEAVES.get(kind)
-    if function is not None:
-        return Leaf(function)
+    leaf = LEAVES.get(kind)
+    if leaf is not None:
+        return leaf
     leaf = OF_OTHERS.get(f"{kind.__module__}.{kind.__qualname__}")
-    code = getattr(kind.forward, "__code__", None)
+    code = None if leaf is None else getattr(kind.forward, "__code__", None)
     return leaf if leaf is not None and code is not None and frozenset(code.co_names) == leaf.names else None
 
 
@@ -55,17 +60,23 @@ def hooks_of_all() -> bool:
 
 def is_plain(module: Any) -> bool:
     """Whether a module does what its class in ``torch.nn``, timm or torchvision does, and nothing else."""
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+    if module._forward_hooks or module._forward_pre_hooks or not OWN.isdisjoint(module.__dict__):
         return False
-    return _is_known(module.__class__)
-
-
-@functools.lru_cache(1024)
-def _is_known(kind: Any) -> bool:
+    kind = module.__class__
     if not kind.__module__.startswith("torch.nn."):
         return leaf_of(kind) is not None
-    forward: str = kind.forward.__module__  # another one in parametrized modules
-    return forward.startswith("torch.nn.")
+    convolves = getattr(kind, CONVOLVES, None)
+    return _is_of_torch(kind.forward) and (convolves is None or _is_of_torch(convolves))
+
+
+CONVOLVES = "_conv_forward"
+OWN = frozenset({"forward", CONVOLVES, "weight", "bias", "running_mean", "running_var"})  # what an object may have of its own
+
+
+def _is_of_torch(function: Any) -> bool:
+    """Whether a function was written there: parametrized modules have others, and anybody may set one."""
+    name: str = getattr(function, "__globals__", {}).get("__name__", "")
+    return name.startswith("torch.nn.")
 
 
 @contextlib.contextmanager
@@ -91,7 +102,7 @@ def _at_once(kind: Any, leaf: Leaf) -> Any:
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
             with without_functions():
-                function = leaf.function(module, args[0])
+                function = leaf.asked(module, args[0])
                 out = None if function is None else args[0] if function[0] is None else on_meta(*function, {})
             if out is not None:
                 for name in leaf.then:
@@ -142,7 +153,7 @@ def _nothing(layer: Any, x: Tensor) -> tuple[None, tuple[Tensor]]:
     return None, (x,)
 
 
-LEAVES: dict[type[nn.Module], Function] = {
+FUNCTIONS: dict[type[nn.Module], Function] = {
     nn.Conv1d: _convolution(functional.conv1d),
     nn.Conv2d: _convolution(functional.conv2d),
     nn.Conv3d: _convolution(functional.conv3d),
@@ -161,6 +172,7 @@ LEAVES: dict[type[nn.Module], Function] = {
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _nothing),
 }
 
+LEAVES = {kind: Leaf(function) for kind, function in FUNCTIONS.items()}
 OF_OTHERS = {
     "timm.layers.norm_act.BatchNormAct2d": Leaf(
         _batch_norm(4),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def named(modules: Iterable[tuple[str, nn.Module]], kind: str) -> Iterator[tuple
 
 def replica(model: nn.Module, *, meta: bool) -> nn.Module:
     """A deep copy with parameters and buffers on the meta device; or, for models that must see values, with shared parameters
-    and cloned buffers. Hooks are kept by reference: a deep copy of one could drag a whole optimizer along.
+    and cloned buffers. Hooks are not copied, but those of the model's own objects are hooks of their copies.
 
     Raises:
         EspalierError: if the model has lazy parameters or cannot be copied.
@@ -74,7 +74,7 @@ def replica(model: nn.Module, *, meta: bool) -> nn.Module:
     for _, buffer in named(modules, "_buffers"):
         memo[id(buffer)] = _meta(buffer) if meta else buffer.detach().clone()
     try:
-        return cast(nn.Module, Copier(model, memo).copied(model))
+        return Copier(model, memo).copy()
     except EspalierError:
         raise
     except Exception as error:

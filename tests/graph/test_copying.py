@@ -80,6 +80,71 @@ def test_hooks_stay_the_same_but_not_their_dictionaries():
     assert copied.layer._forward_pre_hooks is not model.layer._forward_pre_hooks
 
 
+class Keeping(nn.Module):
+    """Hooks of all kinds keep what a layer returns: in the module, and in a list that is not its own."""
+
+    def __init__(self, kind: str, seen: list[Any]) -> None:
+        super().__init__()
+        self.first, self.last, self.side, self.kept = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3), {}
+        keep, kept = self.keep, self.kept
+
+        def closed(module: nn.Module, args: Any, out: Tensor) -> None:
+            keep("x", module, args, out)
+
+        def known(module: nn.Module, args: Any, out: Tensor, into: dict[str, Tensor] = kept) -> None:
+            into["x"] = out
+
+        hooks = {"method": self.keep_it, "partial": functools.partial(self.keep, "x"), "closure": closed, "default": known}
+        self.first.register_forward_hook(hooks[kind])
+        self.first.register_forward_hook(lambda module, args, out: seen.append(out))
+
+    def keep(self, name: str, module: nn.Module, args: Any, out: Tensor) -> None:
+        self.kept[name] = out
+
+    def keep_it(self, module: nn.Module, args: Any, out: Tensor) -> None:
+        self.keep("x", module, args, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x)) + self.side(self.kept["x"])
+
+
+@pytest.mark.parametrize("kind", ["method", "partial", "closure", "default"])
+def test_hooks_of_the_model_are_hooks_of_its_copy(kind: str):
+    seen: list[Any] = []
+    model = Keeping(kind, seen)
+    hooks = list(model.first._forward_hooks.values())
+    graph = es.trace(model, torch.zeros(2, 4))
+    assert [(member.name, member.dim) for member in graph.groups[0].members if member.name.endswith("weight")] == [
+        ("first.weight", 0), ("last.weight", 1), ("side.weight", 1),
+    ]  # fmt: skip
+    assert not model.kept
+    assert seen  # a list of somebody else's
+    assert list(model.first._forward_hooks.values()) == hooks
+    es.cut(model, {graph.groups[0]: [0, 5]})
+    assert model(torch.zeros(2, 4)).shape == (2, 3)
+
+
+def test_a_function_that_knows_itself_and_the_model_is_that_of_the_copy():
+    model = Loose()
+
+    def down(count: int) -> nn.Module:
+        return model if count == 0 else down(count - 1)
+
+    model.down = down
+    copied = Copier(model, {}).copy()
+    assert copied.down(3) is copied
+    assert model.down is down
+    assert down(3) is model
+
+
+def test_a_forward_that_wraps_another_runs_the_layer_of_the_copy():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    wrapped = model[1].forward
+    model[1].forward = lambda x: wrapped(x) * (1 if x.sum().item() > 1e9 else 2)  # type: ignore[method-assign]
+    assert [group.size for group in es.trace(model, torch.randn(2, 4)).groups] == [8]
+    assert model[1].num_batches_tracked == 0
+
+
 @pytest.mark.parametrize(("made", "name"), [(Own(), "copied"), (Stateful(2, 2), "noted")])
 def test_classes_that_have_a_say_have_it(made: nn.Module, name: str):
     model = nn.Sequential(nn.ReLU(), made)
