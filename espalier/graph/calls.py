@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from espalier.graph.held import Held
 from espalier.graph.labels import Event, Labels
-from espalier.graph.leaves import Leaf, hooks_of_all, is_plain, leaf_of
+from espalier.graph.leaves import Leaf, hooks_of_all, leaf_of, plain_among
 from espalier.graph.modes import without_functions
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Call:
     inside: list[Call] = field(default_factory=list)  # the calls that it made itself
     asked: bool = False  # whether it has read ``training``
     others: bool = False  # whether there are like calls that have not been made
+    told: bool = False  # whether somebody had told its module something since the pass began, or one inside
     lost: bool = False  # whether who made it has failed since
     differs: bool = False  # whether ``trained`` is something else than ``out``
     trained: Any = None  # what it returns in training mode, if it differs
@@ -82,6 +84,8 @@ class Calls:
     leaves: dict[int, nn.Module]  # those of them that need not be run, by their id
     ended: list[Call] = field(default_factory=list)  # those inside before those that made them
     twins: Twins | None = None  # where like blocks are labelled once
+    alike: list[tuple[nn.Module, nn.Module]] = field(default_factory=list)  # blocks labelled, and not, since they are alike
+    held: Held | None = None  # what modules held when the pass began
     repeat: Repeat | None = None  # where a call is made again
     at_once: Callable[[Any, tuple[Any, ...]], Any] | None = None  # labels a function; None if that has to be taken apart
     _running: list[Call] = field(default_factory=list)
@@ -89,13 +93,18 @@ class Calls:
     @classmethod
     def of(cls, modules: Modules, labels: Labels) -> Calls:
         """Of the modules of a model."""
-        plain = [(path, module) for path, module in modules if is_plain(module)]
-        leaves = {id(module): module for _, module in plain if leaf_of(type(module)) is not None}
-        return cls(labels, {path for path, _ in plain}, leaves)
+        plain = {id(module): module for module in plain_among(module for _, module in modules)}
+        leaves = {number: module for number, module in plain.items() if leaf_of(type(module)) is not None}
+        return cls(labels, {path for path, module in modules if id(module) in plain}, leaves)
 
     def without_leaves(self, modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
         """Modules that may keep something: layers of torch do not."""
         return (module for module in modules if id(module) not in self.leaves)
+
+    def differ_in_mode(self) -> bool:
+        """Whether like blocks are not in the same modes: a model may keep some of its blocks from training."""
+        pairs = (zip(one.modules(), other.modules(), strict=True) for one, other in self.alike)
+        return any(mine.training != theirs.training for pair in pairs for mine, theirs in pair)
 
     def asking_since(self, earlier: int) -> list[Call]:
         """Those that have read ``training``, of all but so many that had ended."""
@@ -108,7 +117,9 @@ class Calls:
 
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A hook before a module's forward."""
-        self._running.append(self.new(path, module, args, kwargs))
+        call = self.new(path, module, args, kwargs)
+        call.told = self.held is not None and not self.held.is_same_in(module)
+        self._running.append(call)
         self.labels.module = path
 
     def leave(self, module: nn.Module, args: object, out: Any) -> None:
@@ -155,6 +166,7 @@ class Calls:
         self.ended.append(call)
         if self._running:
             self._running[-1].inside.append(call)
+            self._running[-1].told |= call.told
 
     def fail(self) -> None:
         """A module raised. The model may catch that and take another way: whoever catches it depends on what was read."""
@@ -204,9 +216,12 @@ def can_be_watched(modules: Modules) -> bool:
 
 def only_sets_flags(modules: Modules) -> bool:
     """Whether nothing else happens when the mode is set."""
-    kinds = {type(module) for _, module in modules}
-    plain = all(kind.train is nn.Module.train and kind.eval is nn.Module.eval for kind in kinds)
-    return plain and can_be_watched(modules)
+    return all(map(sets_flags, {type(module) for _, module in modules})) and can_be_watched(modules)
+
+
+def sets_flags(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class do nothing else when the mode is set."""
+    return kind.train is nn.Module.train and kind.eval is nn.Module.eval
 
 
 def set_mode(model: nn.Module, modules: Modules, *, training: bool, flags: bool) -> None:

@@ -3,66 +3,100 @@
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from espalier.graph.labels import Labels
+from espalier.graph.replica import named_modules
+
+Inside = list[tuple[Any, list[Any]]]  # containers, what is in them
 
 
 class Held:
     """What modules, or other objects with attributes, hold at one time: their attributes, and what is in those that are
-    dictionaries or lists."""
+    containers."""
 
     def __init__(self, modules: Iterable[Any]) -> None:
-        self._held: list[tuple[Any, Any, list[Any]]] = []  # owners, containers, what is in them
-        self._empty: list[Any] = []  # most are
-        self._owners: list[Any] = []  # of the empty ones
+        self._held: dict[int, tuple[Any, Inside]] = {}  # by id
+        self._empty: list[Any] = []  # of torch's own: most are
         for module in modules:
-            values = list(module.__dict__.values())
-            self._held.append((module, module.__dict__, values))
-            for value in values:
+            attributes = module.__dict__
+            inside: Inside = [(attributes, list(attributes.values()))]
+            for name, value in attributes.items():
                 if type(value) in CONTAINERS:
-                    if value:
-                        self._held.append((module, value, _inside(value)))
-                    else:
+                    if not value and name in TORCHS:
                         self._empty.append(value)
-                        self._owners.append(module)
+                    else:
+                        inside.append((value, _inside(value)))
+            self._held[id(module)] = module, inside
+
+    def modules(self) -> list[Any]:
+        """Whose it is."""
+        return [module for module, _ in self._held.values()]
 
     def is_same(self) -> bool:
         """Whether they still hold the same objects."""
         if any(self._empty):
             return False
-        return all(_same(_inside(container), values) for _, container, values in self._held)
+        return all(_same(_inside(container), values) for _, inside in self._held.values() for container, values in inside)
+
+    def is_same_in(self, module: nn.Module) -> bool:
+        """Whether one of them still does, but for the mode."""
+        _, inside = self._held.get(id(module), (None, ()))
+        return all(
+            _same(_inside(container), values) or (container is module.__dict__ and _changed(container, values) == ["training"])
+            for container, values in inside
+        )
+
+    def is_same_below(self, module: nn.Module) -> bool:
+        """Whether one of them and all that are inside still do, but for the mode."""
+        return all(self.is_same_in(each) for _, each in named_modules(module))
 
     def changed(self, labels: Labels) -> list[nn.Module] | None:
         """The modules of which dictionaries hold something else, as a cache does; None if anything else has changed but the
         mode. Lists of tensors made anew, the like of those before and without axes, are no change (anchors of detectors)."""
-        found = []
-        for module, container, values in [*self._held, *((owner, each, []) for owner, each in self._of_empty())]:
-            if _same(_inside(container), values):
-                continue
-            if container is module.__dict__:
-                rows = list(zip(container.items(), values, strict=False))
-                others = [(name, old, new) for (name, new), old in rows if old is not new and name != "training"]
-                others = [each for each in others if not _made_anew(labels, *each[1:])]
-                if len(container) != len(values) or not all(_is_cache(name, old, new) for name, old, new in others):
-                    return None
-                if not others:
+        if any(self._empty):
+            return None
+        found: list[nn.Module] = []
+        for module, inside in self._held.values():
+            for container, values in inside:
+                if _same(_inside(container), values):
                     continue
-            elif any(container is module.__dict__.get(name) for name in TORCHS) or type(container) is not dict:
-                return None
-            found.append(module)
+                if container is module.__dict__:
+                    others = _others(labels, container, values)
+                    if others is None:
+                        return None
+                    if not others:
+                        continue
+                elif any(container is module.__dict__.get(name) for name in TORCHS) or type(container) is not dict:
+                    return None
+                found.append(module)
         return found
 
-    def _of_empty(self) -> Iterable[tuple[Any, Any]]:
-        return zip(self._owners, self._empty, strict=True)
 
-
-CONTAINERS = frozenset({dict, OrderedDict, list})
+ROWS = frozenset({list, set, deque})
+CONTAINERS = ROWS | {dict, OrderedDict}
 TORCHS = frozenset(nn.Module().__dict__)
+
+
+def _others(labels: Labels, attributes: dict[str, Any], before: list[Any]) -> list[str] | None:
+    """The attributes that are other caches now; None if others have changed."""
+    changed = _changed(attributes, before)
+    if changed is None:
+        return None
+    pairs = {name: (old, new) for (name, new), old in zip(attributes.items(), before, strict=True)}
+    caches = [name for name in changed if name != "training" and not _made_anew(labels, *pairs[name])]
+    return caches if all(_is_cache(name, *pairs[name]) for name in caches) else None
+
+
+def _changed(attributes: dict[str, Any], before: list[Any]) -> list[str] | None:
+    """The attributes that are others now; None if there are more or fewer."""
+    if len(attributes) != len(before):
+        return None
+    return [name for (name, new), old in zip(attributes.items(), before, strict=True) if new is not old]
 
 
 def _is_cache(name: str, old: Any, new: Any) -> bool:
@@ -82,4 +116,4 @@ def _same(now: list[Any], before: list[Any]) -> bool:
 
 
 def _inside(container: Any) -> list[Any]:
-    return list(container if type(container) is list else container.values())
+    return list(container if type(container) in ROWS else container.values())  # of a class it is no dictionary

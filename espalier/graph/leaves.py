@@ -58,11 +58,18 @@ def hooks_of_all() -> bool:
     )
 
 
-def is_plain(module: Any) -> bool:
-    """Whether a module does what its class in ``torch.nn``, timm or torchvision does, and nothing else."""
-    if module._forward_hooks or module._forward_pre_hooks or not OWN.isdisjoint(module.__dict__):
-        return False
-    kind = module.__class__
+def plain_among(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Modules that do what their class in ``torch.nn``, timm or torchvision does, and nothing else."""
+    known: dict[type[nn.Module], bool] = {}
+    for module in modules:
+        kind = type(module)
+        if kind not in known:
+            known[kind] = _is_known(kind)
+        if known[kind] and not module._forward_hooks and not module._forward_pre_hooks and OWN.isdisjoint(module.__dict__):
+            yield module
+
+
+def _is_known(kind: Any) -> bool:
     if not kind.__module__.startswith("torch.nn."):
         return leaf_of(kind) is not None
     convolves = getattr(kind, CONVOLVES, None)
@@ -86,9 +93,9 @@ def leaves_at_once(modules: Iterable[nn.Module]) -> Iterator[None]:
     kinds: dict[Any, Any] = {}
     changed = []
     try:
-        for module in () if hooks_of_all() else modules:
+        for module in () if hooks_of_all() else plain_among(modules):
             kind: Any = type(module)
-            if is_plain(module) and (leaf := leaf_of(kind)) is not None:
+            if (leaf := leaf_of(kind)) is not None:
                 kinds[kind] = kinds.get(kind) or type(kind.__name__, (kind,), {"__call__": _at_once(kind, leaf)})
                 object.__setattr__(module, "__class__", kinds[kind])
                 changed.append((module, kind))

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from espalier.graph import training
-from espalier.graph.calls import Calls, can_be_watched, modules_followed, only_sets_flags, set_mode, training_watched
+from espalier.graph.calls import (
+    Calls,
+    can_be_watched,
+    modules_followed,
+    only_sets_flags,
+    set_mode,
+    sets_flags,
+    training_watched,
+)
 from espalier.graph.classes import asks_for_classes
 from espalier.graph.held import Held
 from espalier.graph.labels import Labels
@@ -43,6 +51,7 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
 
     Raises:
         UnlikeInTraining: if that will not do; another stand-in is needed.
+        Exception: what the model raises in evaluation mode, or for want of values in training mode.
     """
     labels, model = done.labels, done.model
     modules = named_modules(model)
@@ -56,7 +65,7 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
     labels.adopt(done.tensors.items())
     calls.twins = Twins(calls, modules) if watch and twins and done.meta else None
     with labelled(modules, labels, meta=done.meta) as functions:
-        before = Held(calls.without_leaves(done.modules.values()))
+        before = calls.held = Held(calls.without_leaves(done.modules.values()))
         calls.at_once = functions.at_once if watch else None
         with (training_watched if watch else modules_followed)(modules, calls):
             out = model(*done.inputs[0], **done.inputs[1])
@@ -65,6 +74,8 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
             costs = len(labels.work), len(labels.activations)
             kept = not (flags and before.is_same())
             set_mode(model, modules, training=True, flags=flags)
+            if not flags and calls.differ_in_mode():
+                raise UnlikeInTraining
             settled = (
                 watch
                 and (not kept or _caches_only(before, calls))
@@ -76,6 +87,8 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
         try:
             _train(done)
         except Exception as error:
+            if done.meta and _wants_values(error):
+                raise
             done.notes.append(
                 f"In training mode the model does not run on these inputs ({first_line(error)}): traced in evaluation mode."
             )
@@ -88,13 +101,15 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
 
 def _caches_only(before: Held, calls: Calls) -> bool:
     """Whether all that a run leaves behind for the next are caches of modules that ask for the mode: those are repeated with
-    what they find."""
+    what they find. Modules that do something of their own when the mode is set must be among them: who knows what it is."""
     with without_functions():  # shapes are compared
         changed = before.changed(calls.labels)
     if changed is None:
         return False
     asking = {id(call.module) for call in calls.ended if call.asked}
-    return all(id(module) in asking for module in changed)
+    caching = {id(module) for module in changed}
+    told = {id(module) for module in before.modules() if not sets_flags(type(module))}
+    return caching <= asking and told <= caching
 
 
 def _train(done: Passes) -> None:
@@ -103,6 +118,11 @@ def _train(done: Passes) -> None:
     done.labels.adopt(named_tensors(done.model, modules))
     with labelled(modules, done.labels, meta=done.meta), modules_followed(modules, Calls.of(modules, done.labels)):
         _frozen(done.labels, done.model(*done.inputs[0], **done.inputs[1]))
+
+
+def _wants_values(error: Exception) -> bool:
+    """Whether code has failed since there are no values on the meta device."""
+    return isinstance(error, NotImplementedError) or any(words in str(error) for words in ("meta", "Meta", "single element"))
 
 
 def _frozen(labels: Labels, out: Any) -> list[torch.Size]:

@@ -93,8 +93,7 @@ class _Again:
         if not self._begun:  # the call itself
             self._begun = True
             return run()
-        if self._left and self._left[-1].module is module:
-            call = self._left.pop()
+        if self._left and self._left[-1].module is module and self._is_as_it_was(call := self._left.pop()):
             out = call.trained if call.differs else call.out
             with without_functions():
                 like = _can_be_returned(out) and _alike(
@@ -108,6 +107,11 @@ class _Again:
             return run()
         finally:
             self._calls.repeat = self
+
+    def _is_as_it_was(self, call: Call) -> bool:
+        """Whether nobody has told a module or one inside anything for this call, or for the one before."""
+        held = self._calls.held
+        return not call.told and held is not None and held.is_same_below(call.module)
 
 
 def _can_be_returned(out: Any) -> bool:

@@ -57,6 +57,7 @@ class Twins:
                 self._tries[kind] = 0
                 call.out = pattern.repeat(self.labels, block)
                 self.calls.end(call)
+                self.calls.alike.append((pattern.block.call.module, call.module))
                 return call.out
             before = None if block is None else self._before(block, kind)
         out = label()

@@ -129,7 +129,7 @@ def test_a_model_that_remembers_is_run_again():
 
 def test_a_model_that_does_more_when_it_trains_is_run_again():
     assert runs(Merging("middle", 8, 6))[0] == TWICE
-    assert runs(Freezing("middle", 8, 6))[0] == ONCE
+    assert runs(Freezing("middle", 8, 6))[0] == [*ONCE, ("first", True), ("middle", False), ("last", True)]
 
 
 def test_a_cache_is_not_more_if_the_one_who_keeps_it_asks():
