@@ -63,7 +63,7 @@ CALLED = "called"
 
 
 def snapshot(out: Any) -> Any:
-    """What a call has returned, whatever is put into a dictionary or list later."""
+    """What a call is given or returns, whatever is put into a dictionary or list later."""
     kind = type(out)
     return kind(out) if kind is list or kind is dict or kind is OrderedDict else out
 
@@ -113,7 +113,7 @@ class Calls:
     def new(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """A call that is about to begin."""
         events = len(self.labels.events)
-        return Call(path, module, args, kwargs, len(self.ended), events, events)
+        return Call(path, module, tuple(map(snapshot, args)), kwargs, len(self.ended), events, events)
 
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A hook before a module's forward."""

@@ -22,7 +22,7 @@ from espalier.graph.classes import asks_for_classes
 from espalier.graph.held import Held
 from espalier.graph.labels import Labels
 from espalier.graph.modes import without_functions
-from espalier.graph.replica import Inputs, named_modules, named_tensors, tensors_in
+from espalier.graph.replica import Inputs, fresh, named_modules, named_tensors, tensors_in
 from espalier.graph.tracer import labelled
 from espalier.graph.twins import Twins
 
@@ -40,6 +40,11 @@ class Passes:
     tensors: dict[str, Tensor] = field(default_factory=dict)  # parameters, then buffers
     notes: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
+
+    def run(self, model: nn.Module) -> Any:
+        """What a stand-in returns."""
+        args, kwargs = fresh(self.inputs)
+        return model(*args, **kwargs)
 
 
 class UnlikeInTraining(Exception):
@@ -68,7 +73,7 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
         before = calls.held = Held(calls.without_leaves(done.modules.values()))
         calls.at_once = functions.at_once if watch else None
         with (training_watched if watch else modules_followed)(modules, calls):
-            out = model(*done.inputs[0], **done.inputs[1])
+            out = done.run(model)
             calls.twins = None  # they know the calls
             done.shapes = _frozen(labels, out)
             costs = len(labels.work), len(labels.activations)
@@ -117,7 +122,7 @@ def _train(done: Passes) -> None:
     modules = named_modules(done.model)
     done.labels.adopt(named_tensors(done.model, modules))
     with labelled(modules, done.labels, meta=done.meta), modules_followed(modules, Calls.of(modules, done.labels)):
-        _frozen(done.labels, done.model(*done.inputs[0], **done.inputs[1]))
+        _frozen(done.labels, done.run(done.model))
 
 
 def _wants_values(error: Exception) -> bool:

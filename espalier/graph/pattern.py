@@ -122,7 +122,8 @@ class Before:
         rows = [rows for dims, _, _ in self.told for rows in dims]
         layouts = [(result.shape, result.stride(), result.dtype) for result in results]
         serials = self.serial, labels.serial
-        return Pattern(block, rows, made, written, marked.own, multiplied, serials, layouts, type(out) is tuple, asking)
+        is_tuple = type(out) is tuple
+        return Pattern(block, self.homes, rows, made, written, marked.own, multiplied, serials, layouts, is_tuple, asking)
 
     def _is_new(self, result: Any) -> bool:
         labels = self.labels
@@ -145,6 +146,7 @@ class Pattern:
     """What labelling has done for a block."""
 
     block: Block
+    homes: Held  # what was kept where code may keep what all blocks share
     given: list[Rows]
     made: Made
     written: Any  # what lists and tables have got, the names of blocks, the labels of the results
@@ -157,7 +159,7 @@ class Pattern:
 
     def fits(self, block: Block) -> bool:
         """Whether it would do the same for another."""
-        return self.block.names == block.names and self.block.state == block.state
+        return self.block.names == block.names and self.block.state == block.state and self.homes.is_same()
 
     def repeat(self, labels: Labels, block: Block) -> Any:
         """Do it for another. Returns what that returns."""

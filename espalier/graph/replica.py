@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
+import random
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -92,7 +95,7 @@ def _meta(tensor: Tensor) -> Tensor:
 def quiet() -> Iterator[None]:
     """No gradients, no fused paths that hide operations, no trace in the random generators; and no garbage collection, which
     would go through the whole process several times while labels are made."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, chance, numpys = torch.backends.mha.get_fastpath_enabled(), random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     torch.backends.mha.set_fastpath_enabled(False)
     collecting = gc.isenabled()
@@ -107,6 +110,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        random.setstate(chance)
+        np.random.set_state(numpys)
         if collecting:
             gc.enable()
 
@@ -132,12 +137,39 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
             yield from tensors_in(item, seen)
 
 
-def on_meta(value: Any) -> Any:
-    """The same nest of dicts and sequences, with every tensor on the meta device; other objects stay as they are."""
+def stand_ins(inputs: Inputs, *, meta: bool) -> Inputs:
+    """Inputs for a stand-in: copies all through, so that nothing done to them is done to the user's. Tensors are on the meta
+    device, or have the same values."""
+    return _copied(inputs, {id(tensor): _meta_input(tensor) if meta else _clone(tensor) for tensor in tensors_in(inputs)})
+
+
+def fresh(inputs: Inputs) -> Inputs:
+    """The same tensors in containers and objects of their own: a run may take things out."""
+    return _copied(inputs, {id(tensor): tensor for tensor in tensors_in(inputs)})
+
+
+def _copied(inputs: Inputs, tensors: dict[int, Any]) -> Inputs:
+    try:
+        return copy.deepcopy(inputs, dict(tensors))
+    except Exception:  # something in them cannot be copied: it is given as it is
+        return cast(Inputs, _rebuilt(inputs, tensors))
+
+
+def _rebuilt(value: Any, tensors: dict[int, Any]) -> Any:
+    """Other dictionaries and sequences, with other tensors; other objects stay as they are."""
     if isinstance(value, Tensor):
-        return value.detach().to("meta")
+        return tensors[id(value)]
     if isinstance(value, dict):
-        return type(value)((key, on_meta(item)) for key, item in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(on_meta, value))
-    return type(value)(map(on_meta, value)) if isinstance(value, tuple | list) else value
+        return type(value)((key, _rebuilt(item, tensors)) for key, item in value.items())
+    if isinstance(value, tuple | list):
+        items = [_rebuilt(item, tensors) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _meta_input(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("meta")
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)

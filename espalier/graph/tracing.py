@@ -11,7 +11,7 @@ from espalier.graph.assemble import assemble
 from espalier.graph.graph import ChannelGraph, Group
 from espalier.graph.labels import Labels
 from espalier.graph.passes import Passes, UnlikeInTraining, both_passes, first_line
-from espalier.graph.replica import as_call, named, on_meta, quiet, replica, tensors_in
+from espalier.graph.replica import as_call, named, quiet, replica, stand_ins, tensors_in
 from espalier.graph.rows import Rows
 from espalier.graph.trial import Trial, freeze_what_breaks
 from espalier.wrappers import unwrap
@@ -87,13 +87,13 @@ def _label(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> P
         raise EspalierError("The tensors in example_inputs are empty: give at least one item.")
     try:
         try:
-            return both_passes(Passes(replica(model, meta=True), on_meta((args, kwargs)), True))
+            return both_passes(Passes(replica(model, meta=True), stand_ins((args, kwargs), meta=True), True))
         except UnlikeInTraining:
-            return both_passes(Passes(replica(model, meta=True), on_meta((args, kwargs)), True), twins=False)
+            return both_passes(Passes(replica(model, meta=True), stand_ins((args, kwargs), meta=True), True), twins=False)
     except EspalierError:
         raise
     except Exception as first:
-        done = Passes(replica(model, meta=False), (args, kwargs), False)
+        done = Passes(replica(model, meta=False), stand_ins((args, kwargs), meta=False), False)
         done.notes.append(f"Run with values, since without them: {first_line(first)}")
         try:
             return both_passes(done)

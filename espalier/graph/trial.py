@@ -74,7 +74,7 @@ class Trial:
                 modes.enter_context(mode())
             if done.watched and done.meta:
                 modes.enter_context(leaves_at_once(modules.values()))
-            return [tensor.shape for tensor in tensors_in(modules[""](*done.inputs[0], **done.inputs[1]))]
+            return [tensor.shape for tensor in tensors_in(done.run(modules[""]))]
 
 
 def _halve(trial: Trial, numbers: list[int], broken: dict[Group, str], tried: str | None = None) -> None:

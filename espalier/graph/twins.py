@@ -9,6 +9,7 @@ what they are given. Whatever is unusual is labelled as if there were no other.
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -75,10 +76,16 @@ class Twins:
 
 
 def _homes(modules: Modules) -> list[Any]:
-    """The classes of modules and the files that these are from: code may keep something there that all blocks share."""
+    """The classes of modules, the files that these are from, and objects in those: code may keep something there that all
+    blocks share."""
     classes = {base for _, module in modules for base in type(module).__mro__ if not is_skipped(base.__module__)}
     files = {base.__module__: sys.modules[base.__module__] for base in classes if base.__module__ in sys.modules}
-    return [*classes, *files.values()]
+    objects = {id(value): value for file in files.values() for value in vars(file).values() if _may_keep(value)}
+    return [*classes, *files.values(), *objects.values()]
+
+
+def _may_keep(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, type | types.FunctionType | types.ModuleType)
 
 
 def _like_ones(modules: Modules) -> dict[str, int]:

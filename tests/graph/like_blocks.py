@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,28 @@ class Flagged(Stack):
     def around(self, block: Any, x: Tensor) -> Tensor:
         x = block(x)
         return x.view(x.shape[0], x.shape[1], 2, 6).flatten(2) if block.ready else x
+
+
+switch = types.SimpleNamespace(mirrors=False)
+
+
+class Mirrored(Split):
+    """Looks at an object of its file."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x + x.flip(-1) if switch.mirrors else x
+
+
+class Switching(Stack):
+    """Changes what its blocks look at after the third."""
+
+    def __init__(self) -> None:
+        super().__init__(Mirrored)
+
+    def around(self, block: Any, x: Tensor) -> Tensor:
+        switch.mirrors = any(block is each for each in self.blocks[3:])
+        return block(x)
 
 
 class Unsqueezed(Stack):

@@ -28,6 +28,7 @@ from tests.graph.like_blocks import (
     Residual,
     Split,
     Stack,
+    Switching,
     Unsqueezed,
     images,
     tokens,
@@ -132,6 +133,10 @@ def test_blocks_that_drop_nothing_are_another_kind(kind: str, monkeypatch: pytes
 @pytest.mark.parametrize("kind", [Keeping, Nested, Counting])
 def test_blocks_that_do_more_than_compute_are_all_run(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     assert repeated(monkeypatch, lambda: images(*(kind() for _ in range(6))), IMAGES) == 0
+
+
+def test_what_all_blocks_look_at_may_change_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert repeated(monkeypatch, Switching, X) == 3  # each kind is labelled first
 
 
 @pytest.mark.parametrize("kind", [Fixed, InPlace])
