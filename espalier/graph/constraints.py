@@ -47,6 +47,7 @@ class Constraints:
         self.attributes: dict[str, tuple[Rows, int]] = {}
         self._demands: list[Demand] = []
         self.real: list[Origin] = []
+        self.layers: dict[str, Rows] = {}  # what attributes of torch's layers count
         self._equal: list[tuple[Origin, Length, str]] = []
 
     @property
@@ -96,7 +97,16 @@ class Constraints:
 
     def used_as_real(self) -> Iterator[Rows]:
         """The dimensions whose lengths enter the results as real numbers."""
-        return (rows for origin in self.real for rows, _ in self._lengths(origin))
+        return (rows for origin in self.real for rows in self._counted(origin))
+
+    def _counted(self, origin: Origin) -> Iterator[Rows]:
+        if isinstance(origin, Expression):
+            yield from self._counted(origin.left)
+            yield from self._counted(origin.right)
+        elif isinstance(origin, Attribute) and origin.path not in self.attributes:
+            yield self.layers.get(origin.path)
+        elif (found := self._rows(origin)) is not None:
+            yield found[0]
 
     # -- trying ------------------------------------------------------------------------------------------------
 

@@ -31,8 +31,16 @@ BY_VALUE = {"add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_
 ARITHMETIC = BY_VALUE | {form.format(name) for name in BY_VALUE for form in ("{}_", "__{}__", "__r{}__", "__i{}__")}
 
 
-def lengths_as_values(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Traced]:
-    """Lengths that arithmetic puts into a tensor of real numbers: ``x.sum(1) / x.shape[1]`` is a mean."""
+def lengths_as_values(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Traced]:
+    """Lengths that become values of a tensor: ``x.sum(1) / x.shape[1]`` is a mean."""
+    if name in ("tensor", "as_tensor"):
+        return [value for value in _flat(args[:1]) if isinstance(value, Traced)]
+    if name in ("full", "full_like", "new_full"):
+        return [
+            value for value in (*args[1 + (name == "new_full") :][:1], kwargs.get("fill_value")) if isinstance(value, Traced)
+        ]
+    if name not in ARITHMETIC:
+        return []
     given = [*args, *kwargs.values()]
     if not any(isinstance(value, Tensor) and value.is_floating_point() for value in given):
         return []

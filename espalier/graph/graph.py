@@ -42,7 +42,8 @@ class Group:
     Attributes:
         name: where the channels are made, such as ``layer1.0.conv1`` or ``blocks.0.attn.num_heads``.
         reason: why the group cannot be cut; None if it can.
-        exact: whether zeroing channels is the same as removing them; not so where a norm or softmax runs over them.
+        exact: whether zeroing channels is the same as removing them; not so where a norm or softmax runs over them, or where
+            code computes with their number. What code chooses by their number (``if width > 64``) is not seen.
     """
 
     def __init__(self, graph: ChannelGraph, name: str, size: int, reason: str | None, exact: bool) -> None:

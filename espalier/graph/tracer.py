@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from espalier.graph import rules
 from espalier.graph.calls import Modules
 from espalier.graph.composites import COMPOSITES
-from espalier.graph.functions import ARITHMETIC, DROPOUT, REPLACED, attention, frame_of, lengths_as_values
+from espalier.graph.functions import DROPOUT, REPLACED, attention, frame_of, lengths_as_values
 from espalier.graph.integers import Attribute, Length, Traced
 from espalier.graph.labels import LOOKED, Labels, Product
 from espalier.graph.meta.shortcuts import run_on_meta
@@ -33,6 +34,8 @@ SHAPE_ONLY = {
 }  # the noise of dropout: no value of x is in it
 
 
+COUNTED = {Tensor.numel, Tensor.nelement, torch.numel}
+COUNTS = {func.__name__ for func in COUNTED}
 COUNTING_UP = {Tensor.add_, Tensor.__iadd__}
 
 
@@ -54,6 +57,8 @@ class Functions(TorchFunctionMode):
             return self._shape(args[0])
         if name == "size" and func == Tensor.size:
             return _pick(self._shape(args[0]), *args[1:], **kwargs)
+        if name in COUNTS and func in COUNTED:
+            return self._count(args[0])
         if name == "__len__" and func == Tensor.__len__ and args[0].dim():
             return func(*args)  # len() accepts plain integers only
         if func in DROPOUT:
@@ -64,7 +69,7 @@ class Functions(TorchFunctionMode):
         if func in REPLACED:
             with self:
                 return REPLACED[func](labels, *args, **kwargs)
-        for number in lengths_as_values(args, kwargs) if name in ARITHMETIC else ():
+        for number in lengths_as_values(name, args, kwargs):
             labels.used_as_real(number)
         return self._called(func, name, args, kwargs)
 
@@ -131,6 +136,10 @@ class Functions(TorchFunctionMode):
         return torch.Size(
             [Traced(size, Length(rows[dim], size), self.labels) for dim, size in enumerate(_shape(tensor))]
         )  # fmt: skip
+
+    def _count(self, tensor: Tensor) -> int:
+        """Of all entries: the product of all lengths."""
+        return math.prod(self._shape(tensor))
 
 
 _shape = Tensor.shape.__get__  # type: ignore[attr-defined]

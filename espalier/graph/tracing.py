@@ -8,6 +8,7 @@ from torch import nn
 
 from espalier.errors import EspalierError
 from espalier.graph.assemble import assemble
+from espalier.graph.counted import counted
 from espalier.graph.graph import ChannelGraph, Group
 from espalier.graph.labels import Labels
 from espalier.graph.passes import Passes, UnlikeInTraining, both_passes, first_line
@@ -60,6 +61,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], che
         if event.source.serial in labels.multiplied:
             labels.axes.freeze(event.width, f"scales the attention, but the query is used elsewhere too ({event.module})")
     labels.constraints.settle()
+    labels.constraints.layers = counted(labels.constraints.real, done.modules, labels.parameters)
     buffers = frozenset(name for name, _ in named(done.modules.items(), "_buffers"))
     graph = assemble(labels, done.tensors, buffers)
     if check and graph.groups:

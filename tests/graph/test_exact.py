@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import espalier as es
+from espalier.graph.counted import counted
+from espalier.graph.integers import Attribute, Expression
 from tests.graph.small import Calls
 
 
@@ -37,6 +40,14 @@ BY_HAND = {
     "function": lambda self, x: torch.div(x.sum(1, keepdim=True), x.shape[1]),
     "inverse": lambda self, x: x.sum(1, keepdim=True) * (1 / x.shape[1]),
     "weighted": lambda self, x: x.shape[1] * x.sum(1, keepdim=True),
+    "entries": lambda self, x: x.sum(1, keepdim=True) / x[0].numel(),
+    "all entries": lambda self, x: x.sum(1, keepdim=True) / x.nelement() * x.shape[0],
+    "tensor": lambda self, x: x.sum(1, keepdim=True) / torch.tensor(x.shape[1]),
+    "tensor of several": lambda self, x: x.sum(1, keepdim=True) / torch.tensor([x.shape[1]]),
+    "full": lambda self, x: x.sum(1, keepdim=True) / torch.full((1,), x.shape[1]),
+    "full like another": lambda self, x: x.sum(1, keepdim=True) / torch.full_like(x.sum(1, keepdim=True), x.shape[1]),
+    "layer": lambda self, x: x.sum(1, keepdim=True) / self.one.out_features,
+    "root of a layer": lambda self, x: x.sum(1, keepdim=True) * self.one.out_features**-0.5,
     "attribute": lambda self, x: x.view(-1, self.width).sum(1, keepdim=True) / self.width,
 }
 
@@ -48,6 +59,30 @@ def test_a_length_in_arithmetic_is_seen(kind: str):
     net.width = 8
     (group,) = es.trace(net, torch.zeros(2, 4)).groups
     assert not group.exact
+
+
+LAYERS = {
+    "convolution": (nn.Conv2d(3, 8, 1), "out_channels", True),
+    "its inputs": (nn.Conv2d(8, 4, 1), "in_channels", True),
+    "depthwise": (nn.Conv2d(8, 8, 1, groups=8), "in_channels", True),
+    "transposed": (nn.ConvTranspose2d(8, 4, 1), "in_channels", True),
+    "outputs of a transposed one": (nn.ConvTranspose2d(3, 8, 1), "out_channels", True),
+    "norm": (nn.BatchNorm2d(8), "num_features", True),
+    "group norm": (nn.GroupNorm(2, 8), "num_channels", True),
+    "kernel": (nn.Conv2d(3, 8, 1), "groups", False),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_what_a_layer_counts_is_known(kind: str):
+    layer, name, counts = LAYERS[kind]
+    channels = 3 if kind in ("convolution", "outputs of a transposed one", "kernel") else 8
+    net = nn.Sequential(nn.Conv2d(2, channels, 1), layer)
+    dims = {f"1.{key}": [np.arange(size)[:, None] if size > 1 else None for size in tensor.shape]
+            for key, tensor in layer.named_parameters()}  # fmt: skip
+    origin = Expression("*", Attribute(f"1.{name}", getattr(layer, name)), Attribute("2.other", 2))
+    found = counted([origin], dict(net.named_modules()), dims)
+    assert [(path, len(rows)) for path, rows in found.items()] == ([(f"1.{name}", 8)] if counts else [])
 
 
 def test_a_length_in_arithmetic_of_indices_changes_no_number():
