@@ -76,6 +76,8 @@ def both_passes(done: Passes, *, twins: bool = True) -> Passes:
             out = done.run(model)
             calls.twins = None  # they know the calls
             done.shapes = _frozen(labels, out)
+            if not done.shapes:
+                done.notes.append("The model returns no tensors, so that no channels are kept for its output.")
             costs = len(labels.work), len(labels.activations)
             kept = not (flags and before.is_same())
             set_mode(model, modules, training=True, flags=flags)

@@ -107,6 +107,16 @@ def test_heads_of_training_mode_are_cut_along():
     assert [y.shape for y in net.train()(torch.zeros(2, 4))] == [(2, 3), (2, 3)]
 
 
+def test_a_model_that_returns_no_tensors_is_traced_with_a_note():
+    class Keeping(nn.Sequential):
+        def forward(self, x):
+            self.last = super().forward(x)
+
+    graph = es.trace(Keeping(nn.Linear(4, 8), nn.Linear(8, 3)), torch.zeros(2, 4))
+    assert sizes(graph) == [3, 8]
+    assert graph.notes == ["The model returns no tensors, so that no channels are kept for its output."]
+
+
 def test_a_model_that_does_not_run_in_training_mode_is_traced_with_a_note():
     def forward(self: Calls, x: Tensor) -> Tensor:
         if self.training:
