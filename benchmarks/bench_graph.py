@@ -3,7 +3,7 @@
 1. ``trace``: ``es.trace`` without and with its trial cut, against one forward at batch 1 (eval, no gradients), for twenty
    classifiers that Torch-Pruning can cut (the vision transformers with its help). With ``--torch-pruning``, where that can be
    imported, in turn with them Torch-Pruning's dependency graph, and the graph with its groups, which ``es.trace`` returns too;
-   and ours against its graph.
+   and ours against its graph. On one thread, and on all: a trace needs but one, a forward pass and that graph gain from more.
 2. ``meta``: a trace of models that were never given memory.
 3. ``search`` and ``cut``: a budget of half the MACs of ResNet-50, and the cut with SGD momentum.
 4. ``step``: a training step of ResNet-18 cut to multiples of 16 beside one whose layers were built so, interleaved.
@@ -160,8 +160,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
     given = parser.parse_args()
     rounds = 2 if given.quick else 9
+    threads, traced = torch.get_num_threads(), {}
+    for title, number in {"trace": 1, "trace on all threads": threads}.items():
+        torch.set_num_threads(number)
+        traced[title] = traces(NAMES[:2] if given.quick else NAMES, rounds, torch_pruning=given.torch_pruning)
     content = {
-        "trace": traces(NAMES[:2] if given.quick else NAMES, rounds, torch_pruning=given.torch_pruning),
+        **traced,
         "meta": metas(),
         "resnet50": sorted((search_and_cut(rounds) for _ in range(3)), key=lambda row: row["cut_s"])[1],
         "step": steps(3 * rounds),
