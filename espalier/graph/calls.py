@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from espalier.graph.copying import take_hooks
 from espalier.graph.held import Held
 from espalier.graph.labels import Event, Labels
 from espalier.graph.leaves import Leaf, hooks_of_all, leaf_of, plain_among
@@ -189,6 +190,7 @@ def modules_followed(modules: Modules, calls: Calls) -> Iterator[None]:
     handles = []
     for path, module in modules:
         if not isinstance(module, torch.jit.ScriptModule):
+            take_hooks(module)
             enter = functools.partial(calls.enter, path)
             handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(calls.leave))

@@ -33,16 +33,32 @@ UNCHANGEABLE = frozenset({
 })  # fmt: skip
 
 
+class NoHooks(OrderedDict[int, Any]):
+    """Where many modules have no hooks, and none can be registered."""
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        raise RuntimeError("This module takes no hooks while it is traced without values.")
+
+
+def take_hooks(module: nn.Module) -> None:
+    """Let hooks be registered with a module."""
+    for name in HOOKS:
+        if type(module.__dict__.get(name)) is NoHooks:
+            module.__dict__[name] = OrderedDict()
+
+
 class Copier:
     """Copies a module and all that it holds, but no hooks: a copy of one could drag a whole optimizer along.
 
     Args:
         model: what will be copied.
         memo: by ``id``, what stands in the copy for objects that are not to be copied.
+        hookable: whether hooks can be registered with the copy; empty dictionaries for them are a third of all that is copied.
     """
 
-    def __init__(self, model: nn.Module, memo: dict[int, Any]) -> None:
+    def __init__(self, model: nn.Module, memo: dict[int, Any], *, hookable: bool = True) -> None:
         self._model, self._memo = model, memo
+        self._none = None if hookable else NoHooks()
         self._ordinary: dict[type, bool] = {}
         self._hooks_known = False
         self._functions: list[tuple[dict[Any, Any], Any]] = []  # where functions are kept that may know of the model
@@ -100,7 +116,7 @@ class Copier:
                     self._functions.append((attributes, name))
                 continue
             if name in TORCHS and kind_of_value in EMPTY and not value:  # most hooks; of the module alone
-                attributes[name] = kind_of_value()
+                attributes[name] = self._none if name in HOOKS and self._none is not None else kind_of_value()
             elif name in HOOKS:
                 attributes[name] = self._hooks(value)
             else:

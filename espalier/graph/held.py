@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from espalier.graph.copying import NoHooks
 from espalier.graph.labels import Labels
 from espalier.graph.replica import named_modules
 
@@ -78,7 +79,7 @@ class Held:
 
 
 ROWS = frozenset({list, set, deque})
-CONTAINERS = ROWS | {dict, OrderedDict}
+CONTAINERS = ROWS | {dict, OrderedDict, NoHooks}
 TORCHS = frozenset(nn.Module().__dict__)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.graph.calls import Call
+from espalier.graph.copying import NoHooks
 from espalier.graph.integers import Expression, Length, Origin, Traced, plain
 from espalier.graph.labels import LOOKED, Event, Labels
 from espalier.graph.modes import without_functions
@@ -29,7 +30,7 @@ ALL_BUT_LENGTHS = VALUES - {int}
 
 DROPOUT = frozenset({nn.Dropout.__module__, "timm.layers.drop", "torchvision.ops.stochastic_depth"})  # files of nothing else
 
-EMPTY = frozenset({dict, OrderedDict, list, tuple, set})
+EMPTY = frozenset({dict, OrderedDict, NoHooks, list, tuple, set})
 
 
 class Unusual(Exception):

@@ -77,7 +77,7 @@ def replica(model: nn.Module, *, meta: bool) -> nn.Module:
     for _, buffer in named(modules, "_buffers"):
         memo[id(buffer)] = _meta(buffer) if meta else buffer.detach().clone()
     try:
-        return Copier(model, memo).copy()
+        return Copier(model, memo, hookable=not meta).copy()
     except EspalierError:
         raise
     except Exception as error:
