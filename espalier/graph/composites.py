@@ -191,6 +191,8 @@ COMPOSITES: dict[Any, Composite] = {
     **dict.fromkeys(
         (torch.mul, Tensor.mul, Tensor.__mul__), Composite("mul", ("self", "other"), functions.entries, ("self", "other"))
     ),
+    **dict.fromkeys((Tensor.add_, Tensor.__iadd__), Composite("add", ("self", "other"), functions.in_place, ("self", "other"))),
+    **dict.fromkeys((Tensor.mul_, Tensor.__imul__), Composite("mul", ("self", "other"), functions.in_place, ("self", "other"))),
     functional.relu: Composite("relu", ("self", "inplace"), functions.activation, ("self",)),
     functional.relu6: Composite("hardtanh", ("self", "inplace"), functions.activation, ("self",)),
     functional.silu: Composite("silu", ("self", "inplace"), functions.activation, ("self",)),

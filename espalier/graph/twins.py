@@ -21,7 +21,7 @@ from espalier.graph.modes import transform, without_functions
 from espalier.graph.pattern import Before, Block, Pattern
 
 FEWEST = 4  # siblings
-WORTH = 30  # modules in all like blocks but one: with fewer it would take longer
+WORTH = 100  # modules in all like blocks but one: with fewer it would take longer
 TRIES = 3  # blocks of one kind that are written down in vain before it is given up: each may have a scale of its own
 
 

@@ -113,6 +113,11 @@ def entries(x: Tensor, *others: Any) -> Tensor | None:
     )
 
 
+def in_place(x: Tensor, other: Tensor) -> Tensor | None:
+    """What changes ``x`` entry by entry."""
+    return operations.in_place(x, other) if _all_meta(x, other) else None
+
+
 def activation(x: Tensor, inplace: Any) -> Tensor | None:
     """``torch.nn.functional.relu`` and its like; what works in place returns what it was given."""
     return (x if inplace else operations.like(x)) if _all_meta(x) else None

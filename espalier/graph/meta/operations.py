@@ -62,7 +62,8 @@ def _spread_both_ways(args: Sequence[Any]) -> Tensor | None:
     return empty(shape, first) if fits and 0 not in shape else None
 
 
-def _in_place(*args: Any) -> Tensor | None:
+def in_place(*args: Any) -> Tensor | None:
+    """What changes its first operand entry by entry."""
     whole = _whole(args)
     return args[0] if whole is not None and whole.numel() == args[0].numel() else None
 
@@ -252,5 +253,5 @@ SHORTCUTS: dict[str, Callable[..., Any]] = {
     "linalg_vector_norm": _norm,
     **dict.fromkeys(RESIZED, _resized),
     **{name: elementwise for name in ELEMENTWISE},
-    **{f"{name}_": _in_place for name in ELEMENTWISE},
+    **{f"{name}_": in_place for name in ELEMENTWISE},
 }
