@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,17 +44,20 @@ class Held:
             return False
         return all(_same(_inside(container), values) for _, inside in self._held.values() for container, values in inside)
 
-    def is_same_in(self, module: nn.Module) -> bool:
-        """Whether one of them still does, but for the mode."""
+    def is_same_in(self, module: nn.Module, *, caches: bool = False) -> bool:
+        """Whether one of them still does, but for the mode; and for dictionaries of tensors, if these are ``caches``."""
         _, inside = self._held.get(id(module), (None, ()))
         return all(
-            _same(_inside(container), values) or (container is module.__dict__ and _changed(container, values) == ["training"])
+            _same(_inside(container), values)
+            or (
+                _is_same_but(container, values, caches) if container is module.__dict__ else caches and _is_cache_now(container)
+            )
             for container, values in inside
         )
 
-    def is_same_below(self, module: nn.Module) -> bool:
-        """Whether one of them and all that are inside still do, but for the mode."""
-        return all(self.is_same_in(each) for _, each in named_modules(module))
+    def is_same_below(self, module: nn.Module, caching: Container[int]) -> bool:
+        """Whether one of them and all that are inside still do, but for the mode, and for caches of those with these ids."""
+        return all(self.is_same_in(each, caches=id(each) in caching) for _, each in named_modules(module))
 
     def changed(self, labels: Labels) -> list[nn.Module] | None:
         """The modules of which dictionaries hold something else, as a cache does; None if anything else has changed but the
@@ -81,6 +84,18 @@ class Held:
 ROWS = frozenset({list, set, deque})
 CONTAINERS = ROWS | {dict, OrderedDict, NoHooks}
 TORCHS = frozenset(nn.Module().__dict__)
+
+
+def _is_same_but(attributes: dict[str, Any], before: list[Any], caches: bool) -> bool:
+    changed = _changed(attributes, before)
+    old = dict(zip(attributes, before, strict=False))
+    return changed is not None and all(
+        name == "training" or (caches and _is_cache_now(old[name]) and _is_cache_now(attributes[name])) for name in changed
+    )
+
+
+def _is_cache_now(value: Any) -> bool:
+    return type(value) is dict and all(isinstance(item, Tensor) for item in value.values())
 
 
 def _others(labels: Labels, attributes: dict[str, Any], before: list[Any]) -> list[str] | None:

@@ -33,6 +33,7 @@ def settled(calls: Calls, last: Callable[[Any], object]) -> bool:
     """
     labels, ended = calls.labels, calls.ended
     calls.ended = []
+    asking = frozenset(id(call.module) for call in ended if call.asked)
     harmless = Harmless()
     try:
         for call in ended:
@@ -43,7 +44,7 @@ def settled(calls: Calls, last: Callable[[Any], object]) -> bool:
             with without_functions():
                 if not changed and harmless.has_the_like(call, before):
                     continue
-            again = _Again(calls, call).made()
+            again = _Again(calls, call, asking).made()
             if again is None:
                 return False
             out, events = again
@@ -67,8 +68,9 @@ def settled(calls: Calls, last: Callable[[Any], object]) -> bool:
 class _Again:
     """One call made again."""
 
-    def __init__(self, calls: Calls, call: Call) -> None:
+    def __init__(self, calls: Calls, call: Call, asking: frozenset[int]) -> None:
         self._calls, self._call = calls, call
+        self._asking = asking  # ids of modules that ask for the mode: their caches are their own affair
         self._left = call.inside[::-1]
         self._first = calls.labels.axes.count
         self._begun = False
@@ -111,7 +113,7 @@ class _Again:
     def _is_as_it_was(self, call: Call) -> bool:
         """Whether nobody has told a module or one inside anything for this call, or for the one before."""
         held = self._calls.held
-        return not call.told and held is not None and held.is_same_below(call.module)
+        return not call.told and held is not None and held.is_same_below(call.module, self._asking)
 
 
 def _can_be_returned(out: Any) -> bool:
