@@ -277,7 +277,8 @@ def _watched(kind: Any, calls: Calls, paths: Mapping[int, str]) -> Any:
             return kind.__call__(module, *args, **kwargs)
         if repeat is not None:  # in training mode
             return repeat.inside(module, args, kwargs, lambda: followed(module, path, args, kwargs))
-        if leaf is not None and len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if leaf is not None and len(args) == 1 and not kwargs and type(args[0]) is Tensor and not hooked:
             out = calls.leaf(path, module, leaf, args[0])
             return followed(module, path, args, kwargs) if out is None else out
         if twins is not None and path in twins.paths:

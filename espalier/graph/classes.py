@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from espalier.graph.copying import contents
+from espalier.graph.bound import contents
 
 SKIPPED = sys.stdlib_module_names | {"torch", "numpy"}
 NAMES = frozenset({"__name__", "__qualname__", "__module__"})  # the same for the subclasses

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import copyreg
 import enum
-import functools
 import operator
 import types
 from collections import OrderedDict
@@ -20,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espalier.graph.bound import Bound, knows_something
+
 HOOKS = frozenset({
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_full_backward_hooks",
 })  # fmt: skip
+COMPILED = "_compiled_call_impl"
 TORCHS = HOOKS | {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 EMPTY = frozenset({dict, OrderedDict, set})
 UNCHANGEABLE = frozenset({
@@ -61,13 +63,12 @@ class Copier:
         self._none = None if hookable else NoHooks()
         self._ordinary: dict[type, bool] = {}
         self._hooks_known = False
-        self._functions: list[tuple[dict[Any, Any], Any]] = []  # where functions are kept that may know of the model
+        self._functions: list[tuple[Any, Any]] = []  # where functions are kept that may know of the model
 
     def copy(self) -> nn.Module:
         """The copy of the model."""
         made: nn.Module = self.copied(self._model)
-        for holder, key in self._functions:
-            holder[key] = self._bound(holder[key])
+        Bound(self._memo).put(self._functions)
         return made
 
     def copied(self, value: Any) -> Any:
@@ -88,11 +89,16 @@ class Copier:
         if kind is dict or kind is OrderedDict:
             made = memo[id(value)] = kind()
             for key, item in value.items():
-                made[key if type(key) is str else self.copied(key)] = item if type(item) in UNCHANGEABLE else self.copied(item)
+                own = key if type(key) is str else self.copied(key)
+                made[own] = item if type(item) in UNCHANGEABLE else self.copied(item)
+                if type(item) is types.FunctionType and knows_something(item):
+                    self._functions.append((made, own))
             return made
         if kind is list:
             row = memo[id(value)] = list[Any]()
             row.extend(value if UNCHANGEABLE.issuperset(map(type, value)) else map(self.copied, value))
+            functions = (at for at, item in enumerate(value) if type(item) is types.FunctionType and knows_something(item))
+            self._functions += [(row, at) for at in functions]
             return row
         if isinstance(value, nn.Module) and self._is_ordinary(kind):
             return self._module(value, kind)
@@ -112,7 +118,7 @@ class Copier:
         for name, value in held.items():
             kind_of_value = type(value)
             if kind_of_value in UNCHANGEABLE:
-                if kind_of_value is types.FunctionType and (value.__closure__ or value.__defaults__):
+                if kind_of_value is types.FunctionType and knows_something(value) and name != COMPILED:
                     self._functions.append((attributes, name))
                 continue
             if name in TORCHS and kind_of_value in EMPTY and not value:  # most hooks; of the module alone
@@ -121,7 +127,7 @@ class Copier:
                 attributes[name] = self._hooks(value)
             else:
                 attributes[name] = self.copied(value)
-        attributes.pop("_compiled_call_impl", None)  # as nn.Module.__getstate__ says
+        attributes.pop(COMPILED, None)  # as nn.Module.__getstate__ says
         return made
 
     def _unusual(self, value: Any) -> Any:
@@ -140,60 +146,10 @@ class Copier:
             self._functions += [(made, key) for key in made]
         return made
 
-    def _bound(self, function: Any) -> Any:
-        """A function that knows the copies of all of the model that it knows; itself if that is nothing."""
-        memo = self._memo
-        if id(function) in memo:
-            return memo[id(function)]
-        if isinstance(function, types.MethodType):
-            owner = self._bound(function.__self__)
-            return function if owner is function.__self__ else types.MethodType(function.__func__, owner)
-        if type(function) is functools.partial:
-            known = (function.func, *function.args, *function.keywords.values())
-            bound = [self._bound(value) for value in known]
-            if all(map(operator.is_, bound, known)):
-                return function
-            count = len(function.args) + 1
-            keywords = dict(zip(function.keywords, bound[count:], strict=True))
-            return functools.partial(bound[0], *bound[1:count], **keywords)
-        return self._closed(function) if type(function) is types.FunctionType else function
-
-    def _closed(self, function: types.FunctionType) -> types.FunctionType:
-        cells = [(cell, types.CellType()) for cell in function.__closure__ or ()]
-        closure, defaults = tuple([own for _, own in cells]), function.__defaults__
-        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
-        self._memo[id(function)] = made  # it may know itself
-        changed = False
-        for cell, own in cells:
-            for content in contents(cell):
-                own.cell_contents = self._bound(content)
-                changed |= own.cell_contents is not content and own.cell_contents is not made
-        if defaults:
-            made.__defaults__ = tuple(map(self._bound, defaults))
-            changed |= not all(map(operator.is_, made.__defaults__, defaults))
-        if not changed:
-            self._memo[id(function)] = function
-            return function
-        made.__kwdefaults__, made.__qualname__, made.__module__ = (
-            function.__kwdefaults__,
-            function.__qualname__,
-            function.__module__,
-        )
-        made.__dict__.update(function.__dict__)
-        return made
-
     def _is_ordinary(self, kind: type[nn.Module]) -> bool:
         if kind not in self._ordinary:
             self._ordinary[kind] = _is_ordinary(kind)
         return self._ordinary[kind]
-
-
-def contents(cell: types.CellType) -> list[Any]:
-    """What is in a cell of a closure: nothing if it has not been filled yet."""
-    try:
-        return [cell.cell_contents]
-    except ValueError:
-        return []
 
 
 def _is_ordinary(kind: Any) -> bool:

@@ -33,8 +33,8 @@ ARITHMETIC = BY_VALUE | {form.format(name) for name in BY_VALUE for form in ("{}
 
 def lengths_as_values(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Traced]:
     """Lengths that become values of a tensor: ``x.sum(1) / x.shape[1]`` is a mean."""
-    if name in ("tensor", "as_tensor"):
-        return [value for value in _flat(args[:1]) if isinstance(value, Traced)]
+    if name in ("tensor", "as_tensor", "scalar_tensor", "new_tensor"):
+        return [value for value in _flat(args[name == "new_tensor" :][:1]) if isinstance(value, Traced)]
     if name in ("full", "full_like", "new_full"):
         return [
             value for value in (*args[1 + (name == "new_full") :][:1], kwargs.get("fill_value")) if isinstance(value, Traced)

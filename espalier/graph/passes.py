@@ -129,7 +129,10 @@ def _train(done: Passes) -> None:
 
 def _wants_values(error: Exception) -> bool:
     """Whether code has failed since there are no values on the meta device."""
-    return isinstance(error, NotImplementedError) or any(words in str(error) for words in ("meta", "Meta", "single element"))
+    return isinstance(error, NotImplementedError) or any(words in str(error) for words in OF_META)
+
+
+OF_META = ("meta", "Meta", "single element", "unallocated storage", "unsupported format string")
 
 
 def _frozen(labels: Labels, out: Any) -> list[torch.Size]:

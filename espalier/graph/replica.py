@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from espalier.errors import EspalierError
 from espalier.graph.copying import Copier
@@ -62,8 +63,9 @@ def named(modules: Iterable[tuple[str, nn.Module]], kind: str) -> Iterator[tuple
 
 
 def replica(model: nn.Module, *, meta: bool) -> nn.Module:
-    """A deep copy with parameters and buffers on the meta device; or, for models that must see values, with shared parameters
-    and cloned buffers. Hooks are not copied, but those of the model's own objects are hooks of their copies.
+    """A deep copy with parameters and buffers on the meta device; or, for models that must see values, with clones of them:
+    some change their parameters while they run, as a moving average does. Hooks are not copied, but those of the model's own
+    objects are hooks of their copies.
 
     Raises:
         EspalierError: if the model has lazy parameters or cannot be copied.
@@ -73,7 +75,7 @@ def replica(model: nn.Module, *, meta: bool) -> nn.Module:
     for name, parameter in named(modules, "_parameters"):
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise EspalierError(f"The parameter {name} has no shape yet: run the model once before tracing it.")
-        memo[id(parameter)] = nn.Parameter(_meta(parameter), parameter.requires_grad) if meta else parameter
+        memo[id(parameter)] = nn.Parameter(_meta(parameter) if meta else parameter.detach().clone(), parameter.requires_grad)
     for _, buffer in named(modules, "_buffers"):
         memo[id(buffer)] = _meta(buffer) if meta else buffer.detach().clone()
     try:
@@ -120,7 +122,7 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments: a mapping is keywords, a tuple or list positions, anything else the only argument."""
     if isinstance(example_inputs, Mapping):  # a tokenizer returns a mapping that is no dict
         return (), dict(example_inputs)
-    if isinstance(example_inputs, tuple | list):
+    if isinstance(example_inputs, tuple | list) and not isinstance(example_inputs, PackedSequence):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
 
@@ -160,10 +162,14 @@ def _rebuilt(value: Any, tensors: dict[int, Any]) -> Any:
     if isinstance(value, Tensor):
         return tensors[id(value)]
     if isinstance(value, dict):
-        return type(value)((key, _rebuilt(item, tensors)) for key, item in value.items())
-    if isinstance(value, tuple | list):
+        made = copy.copy(value)
+        made.update({key: _rebuilt(item, tensors) for key, item in value.items()})
+        return made
+    if type(value) is list:
+        return [_rebuilt(item, tensors) for item in value]
+    if isinstance(value, tuple):
         items = [_rebuilt(item, tensors) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
 
 

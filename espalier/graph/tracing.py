@@ -22,7 +22,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True) -> Chann
     """Find the groups of channels of a model by running it, labelled, in evaluation and in training mode.
 
     The model is run as a copy without memory (on the meta device). Models whose code looks at values, if only in training mode,
-    run as a copy that shares their parameters. Model, inputs and random generators are left exactly as they were. Forward
+    run as a copy with values. Model, inputs and random generators are left exactly as they were. Forward
     hooks run with the copy, since they are part of what it computes; those of the model's own objects act on their copies.
 
     Args:

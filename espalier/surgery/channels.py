@@ -81,10 +81,12 @@ def cut(
     passenger = None if bound.passenger is None else bound.passenger()
     _refuse_forgotten(optimizers, inner, places)
     factors = _factors(graph, kept)
+    integers = integers_of_layers(inner, _new_shapes(inner, places), graph.integers(kept))
+    _refuse_square_projections(inner, integers)
     structure = cut_places(
         inner,
         places,
-        integers=integers_of_layers(inner, _new_shapes(inner, places), graph.integers(kept)),
+        integers=integers,
         scales=_scales(inner, factors),
         optimizers=optimizers,
         followers=models,
@@ -97,6 +99,20 @@ def cut(
     if passenger is not None:
         passenger.reshaped()
     return structure
+
+
+def _refuse_square_projections(model: nn.Module, integers: Mapping[str, int]) -> None:
+    """torch takes an LSTM for one without projection if that has as many outputs as there are hidden units."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.LSTM) and layer.proj_size:
+            prefix = f"{path}." if path else ""
+            hidden = integers.get(f"{prefix}hidden_size", layer.hidden_size)
+            outputs = integers.get(f"{prefix}proj_size", layer.proj_size)
+            if outputs == hidden:
+                raise EspalierError(
+                    f"The LSTM {path or 'itself'} would have {hidden} hidden units and as many outputs, which torch takes for "
+                    f"one without a projection: keep one more, or one fewer."
+                )
 
 
 def _graph_of(keep: Mapping[Group, Any]) -> ChannelGraph:

@@ -21,6 +21,7 @@ SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+ROUNDS = 30
 _declared: list[torch.library.Library] = []  # the declarations last as long as their library is held
 
 
@@ -107,8 +108,13 @@ def keep_best_boxes(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tens
     shared = widths.mul_(heights)
     drops = (shared > iou_threshold * (areas[:, None] + areas - shared)).triu_(1).to(boxes.dtype)  # the row drops the column
     kept = torch.ones_like(areas)
-    while True:  # the best box is right at once, and after each round one more at least: few rounds for all
+    for _ in range(ROUNDS):  # the best box is right at once, and after each round one more at least: mostly a few do for all
         left_over = (kept @ drops == 0).to(boxes.dtype)
         if torch.equal(left_over, kept):
             return best_first[kept > 0]
         kept = left_over
+    dropped = torch.zeros_like(areas)
+    for index in range(len(areas)):  # long chains of boxes, one dropping the next
+        if not dropped[index]:
+            dropped += drops[index]
+    return best_first[dropped == 0]

@@ -94,7 +94,13 @@ class Keeping(nn.Module):
         def known(module: nn.Module, args: Any, out: Tensor, into: dict[str, Tensor] = kept) -> None:
             into["x"] = out
 
-        hooks = {"method": self.keep_it, "partial": functools.partial(self.keep, "x"), "closure": closed, "default": known}
+        def named(module: nn.Module, args: Any, out: Tensor, *, into: dict[str, Tensor] = kept) -> None:
+            into["x"] = out
+
+        hooks = {
+            "method": self.keep_it, "partial": functools.partial(self.keep, "x"), "closure": closed, "default": known,
+            "keyword": named,
+        }  # fmt: skip
         self.first.register_forward_hook(hooks[kind])
         self.first.register_forward_hook(lambda module, args, out: seen.append(out))
 
@@ -108,7 +114,7 @@ class Keeping(nn.Module):
         return self.last(self.first(x)) + self.side(self.kept["x"])
 
 
-@pytest.mark.parametrize("kind", ["method", "partial", "closure", "default"])
+@pytest.mark.parametrize("kind", ["method", "partial", "closure", "default", "keyword"])
 def test_hooks_of_the_model_are_hooks_of_its_copy(kind: str):
     seen: list[Any] = []
     model = Keeping(kind, seen)
@@ -122,6 +128,59 @@ def test_hooks_of_the_model_are_hooks_of_its_copy(kind: str):
     assert list(model.first._forward_hooks.values()) == hooks
     es.cut(model, {graph.groups[0]: [0, 5]})
     assert model(torch.zeros(2, 4)).shape == (2, 3)
+
+
+class Sharing(nn.Module):
+    """One hook keeps in a variable what another adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.side = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        kept: Tensor | None = None
+
+        def save(module: nn.Module, args: Any, out: Tensor) -> None:
+            nonlocal kept
+            kept = out
+
+        def use(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+            return out + self.side(kept)
+
+        self.first.register_forward_hook(save)
+        self.last.register_forward_hook(use)
+        self.read = lambda: kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x))
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_functions_that_share_a_variable_share_one_in_the_copy(ran: bool):
+    model = Sharing()
+    if ran:
+        model(torch.zeros(2, 4))
+    kept = model.read()
+    graph = es.trace(model, torch.zeros(2, 4))
+    assert ("side.weight", 1) in [(member.name, member.dim) for member in graph.groups[0].members]
+    assert model.read() is kept
+    es.cut(model, {graph.groups[0]: [0, 5]})
+    assert model(torch.zeros(2, 4)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_functions_in_a_list_or_dictionary_know_the_copy(kind: type):
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    norm = model[1]
+    model.steps = [lambda x: norm(x)] if kind is list else {0: lambda x: norm(x)}
+    model.forward = lambda x: model[2](model.steps[0](model[0](x)))  # type: ignore[method-assign]
+    assert [group.size for group in es.trace(model, torch.randn(2, 4)).groups] == [8]
+    assert norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_model_that_is_to_be_compiled_is_traced(whole: bool):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    (model if whole else model[0]).compile()
+    assert [group.size for group in es.trace(model, torch.zeros(2, 4)).groups] == [8]
 
 
 def test_a_function_that_knows_itself_and_the_model_is_that_of_the_copy():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import types
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -68,15 +69,26 @@ def test_a_dictionary_given_to_a_model_keeps_what_is_in_it(kind: type[nn.Module]
     assert torch.equal(x, torch.ones(2, 4))
 
 
-def test_what_cannot_be_copied_is_given_as_it_is():
+class Named(dict[str, Any]):
+    """A dictionary that is not made of pairs."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+@pytest.mark.parametrize("make", [dict, lambda: defaultdict(list), lambda: Named("batch")])
+def test_what_cannot_be_copied_is_given_as_it_is(make: Callable[[], dict[str, Any]]):
     lock = threading.Lock()
+    given = make()
+    given.update(x=torch.zeros(2, 4), lock=lock)
 
     class Locking(Net):
         def forward(self, given: dict[str, Any]) -> Tensor:
             with given["lock"]:
                 return self.last(self.first(given["x"]))
 
-    assert sizes(es.trace(Locking(), ({"x": torch.zeros(2, 4), "lock": lock},))) == [8]
+    assert sizes(es.trace(Locking(), (given,))) == [8]
     assert not lock.locked()
 
 

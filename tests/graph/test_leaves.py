@@ -84,6 +84,62 @@ def test_a_hook_of_one_layer_is_called():
     assert seen[0] == (2, 8)
 
 
+def test_a_hook_that_is_there_while_the_model_runs_is_called():
+    class Looking(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            seen: list[Tensor] = []
+            handle = self[0].register_forward_hook(lambda module, args, out: seen.append(out))
+            self[0](x)
+            handle.remove()
+            return self[2](seen[0])
+
+    graph = es.trace(Looking(), torch.zeros(2, 4))
+    assert sizes(graph) == [8]
+    assert "Run with values" in graph.notes[0]
+
+
+@pytest.mark.parametrize("name", ["forward", "_conv_forward"])
+def test_a_method_of_one_layer_is_called(name: str):
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1))
+    method = getattr(net[1], name)
+    setattr(net[1], name, lambda x, *others: method(x + x.flip(1), *others))
+    assert sizes(es.trace(net, torch.zeros(1, 3, 4, 4))) == [4, 8]
+
+
+def test_a_method_of_a_class_may_be_replaced_at_any_time(monkeypatch: pytest.MonkeyPatch):
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+
+    assert sizes(es.trace(net(), torch.zeros(2, 4))) == [8]
+    forward = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: forward(self, x + x.flip(1)))
+    assert sizes(es.trace(net(), torch.zeros(2, 4))) == [4]
+
+
+class Normed(nn.Module):
+    """The weight of a layer is made before each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        weight = self.layer.weight
+        del self.layer.weight
+        self.weight = nn.Parameter(weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer.weight = self.weight / self.weight.norm()
+        return self.last(self.layer(x))
+
+
+def test_a_weight_may_be_made_before_each_call():
+    assert sizes(es.trace(Normed(), torch.zeros(1, 3, 4, 4))) == [8]
+
+
+def test_scripted_layers_inside_are_run():
+    net = nn.Sequential(nn.Linear(4, 8), torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU())), nn.Linear(8, 3))
+    assert sizes(es.trace(net, torch.zeros(2, 4))) == [8, 8]
+
+
 def test_a_forward_set_on_one_layer_is_run():
     net = Net()
     net[1].forward = lambda x: x * torch.arange(8)  # type: ignore[method-assign]

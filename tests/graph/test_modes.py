@@ -82,7 +82,17 @@ class Masking(Between):
         return h[x.sum(1) > -1] + self.side(x) if self.training else h
 
 
-@pytest.mark.parametrize("kind", [Dropping, Queue, Masking])
+class Listing(Between):
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return h + self.side(x) if self.training and x.sum(1).tolist()[0] < 1 else h
+
+
+class Printing(Between):
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        return h + self.side(x) if self.training and f"{x.sum():.3f}" else h
+
+
+@pytest.mark.parametrize("kind", [Dropping, Queue, Masking, Listing, Printing])
 def test_values_that_only_training_reads_are_there(kind: type[nn.Module]):
     graph = cut_and_train(kind())
     assert "Run with values" in graph.notes[0]
@@ -93,9 +103,35 @@ def test_what_only_training_returns_keeps_its_channels():
     assert sizes(es.trace(Dropping(), X)) == []
 
 
+class Momentum(Between):
+    """Training moves a layer after another, and reads a pointer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        if self.training and int(self.place) == 0:
+            with torch.no_grad():
+                if self.how == "in place":
+                    self.side.weight.mul_(0.9).add_(self.first.weight, alpha=0.1)
+                else:
+                    self.side.weight.data = self.side.weight.data * 0.9 + self.first.weight.data * 0.1
+        return h + self.side(x)
+
+
+@pytest.mark.parametrize("how", ["in place", "anew"])
+def test_parameters_that_a_model_changes_are_those_of_its_copy(how: str):
+    model = Momentum(how)
+    before, place = model.side.weight.detach().clone(), model.side.weight.data_ptr()
+    assert sizes(es.trace(model, torch.randn(2, 4))) == [8]
+    assert torch.equal(model.side.weight, before)
+    assert model.side.weight.data_ptr() == place
+
+
 def test_inputs_that_training_refuses_are_traced_in_evaluation_mode():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    model[1].training_only = True
 
     class Refusing(nn.Module):
         def __init__(self) -> None:

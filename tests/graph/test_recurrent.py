@@ -12,6 +12,7 @@ from torch.nn.utils import rnn
 from torch.utils.flop_counter import FlopCounterMode
 
 import espalier as es
+from espalier import EspalierError
 from tests.graph.oracles import check_groups, sizes
 from tests.graph.small import reasons
 
@@ -135,6 +136,49 @@ def test_packed_sequences_are_cut_right(kind: str, tmp_path: Path):
     graph = check_groups(lambda: Packed(layer, **settings), torch.randn(5, 2, 4), tmp_path)
     assert sizes(graph) == expected
     assert "Run with values" in graph.notes[0]  # lengths are read
+
+
+class Learned(Between):
+    """Learned initial states."""
+
+    def __init__(self, kind: Any, *, packs: bool, **settings: Any) -> None:
+        super().__init__(kind, **settings)
+        count = settings.get("num_layers", 1) * (2 if settings.get("bidirectional") else 1)
+        self.packs, self.states = packs, nn.ParameterList([torch.randn(count, 1, 6) for _ in range(1 + (kind is nn.LSTM))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = tuple(state.expand(-1, x.shape[1], -1).contiguous() for state in self.states)
+        x = self.first(x)
+        given = rnn.pack_padded_sequence(x, torch.tensor([3, 5]), enforce_sorted=False) if self.packs else x
+        out = self.recurrent(given, states if len(states) > 1 else states[0])[0]
+        return self.last(self.middle(rnn.pad_packed_sequence(out)[0] if self.packs else out))
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("kind", ["time first", "two ways in two layers", "gru", "gru in three layers"])
+def test_learned_states_are_cut_along_but_not_in_their_number(kind: str, packs: bool, tmp_path: Path):
+    layer, settings, expected = KINDS[kind]
+    graph = check_groups(lambda: Learned(layer, packs=packs, **settings), torch.randn(5, 2, 4), tmp_path)
+    assert sizes(graph) == expected
+
+
+def test_packed_sequences_as_the_only_input():
+    model = Packed(nn.GRU)
+    model.forward = lambda packed: model.last(rnn.pad_packed_sequence(model.recurrent(packed)[0])[0])  # type: ignore[method-assign]
+    model.last = nn.Linear(6, 3)
+    packed = rnn.pack_padded_sequence(torch.randn(5, 2, 8), torch.tensor([3, 5]), enforce_sorted=False)
+    assert 6 in sizes(es.trace(model, packed))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_a_projection_stays_one():
+    model = Between(nn.LSTM, proj_size=4)
+    graph = es.trace(model, torch.zeros(5, 2, 4))
+    hidden, outputs = (next(group for group in graph.groups if group.size == size) for size in (6, 4))
+    with pytest.raises(EspalierError, match="recurrent would have 4 hidden units and as many outputs"):
+        es.cut(model, {hidden: [0, 1, 2, 3]})
+    es.cut(model, {hidden: [0, 1, 2, 3], outputs: [0, 1]})
+    assert model(torch.zeros(5, 2, 4)).shape == (5, 2, 3)
 
 
 def test_the_cost_of_packed_sequences_leaves_out_what_is_padded():

@@ -32,6 +32,12 @@ def test_box_suppression_works_with_or_without_compiled_operators() -> None:
     assert kept.tolist() == [1, 2, 3]
 
 
+def test_a_long_chain_of_boxes_drops_every_second() -> None:
+    low = torch.arange(200.0)[:, None] * 4
+    boxes = torch.cat([low, torch.zeros_like(low), low + 10, torch.ones_like(low)], 1)  # each overlaps its neighbours
+    assert vision.keep_best_boxes(boxes, torch.linspace(1, 0, 200), 0.3).tolist() == list(range(0, 200, 2))
+
+
 def test_own_box_suppression_against_a_slow_one() -> None:
     torch.manual_seed(3)
     corner = torch.rand(60, 2)

@@ -79,7 +79,11 @@ def recurrent(
         return None
     directions = 2 if two_ways else 1
     batch = states[0].shape[1] if x.dim() == 2 else x.shape[0 if batch_first else 1]
-    if weights[0].shape[1] != x.shape[-1] or states[0].shape[:2] != (plain(layers) * directions, batch):
+    if (
+        len(weights) % states[0].shape[0]
+        or weights[0].shape[1] != x.shape[-1]
+        or states[0].shape[:2] != (plain(layers) * directions, batch)
+    ):
         return None
     out = (*x.shape[:-1], directions * states[0].shape[2])
     return operations.empty(out, x), *[operations.empty(state.shape, x) for state in states]

@@ -47,6 +47,7 @@ def recurrent(labels: Labels, op: str, given: Arguments, out: tuple[Tensor, ...]
     labels.put(out[0], [*others, inputs])
     batch = None if x.dim() == 2 else others[0 if given["batch_first"] else 1]
     for before, after, rows in zip(_listed(given["hx"]), states, (shown, cells), strict=False):
+        labels.freeze(labels.of(before)[0], "is one for each layer and direction")
         labels.unify(labels.of(before)[2], rows, op)
         labels.put(after, [None, batch, rows])
 
