@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from espalier.graph.copying import NoHooks
 from espalier.graph.labels import Labels
-from espalier.graph.replica import named_modules
 
 Inside = list[tuple[Any, list[Any]]]  # containers, what is in them
 
@@ -57,7 +56,11 @@ class Held:
 
     def is_same_below(self, module: nn.Module, caching: Container[int]) -> bool:
         """Whether one of them and all that are inside still do, but for the mode, and for caches of those with these ids."""
-        return all(self.is_same_in(each, caches=id(each) in caching) for _, each in named_modules(module))
+        return self.is_same_in(module, caches=id(module) in caching) and all(
+            self.is_same_below(child, caching)
+            for child in module._modules.values()
+            if child is not None and (child._modules or id(child) in self._held)
+        )
 
     def changed(self, labels: Labels) -> list[nn.Module] | None:
         """The modules of which dictionaries hold something else, as a cache does; None if anything else has changed but the
