@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
+import types
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
-from espalier.graph.copying import NoHooks
+from espalier.graph.copying import UNCHANGEABLE, NoHooks
+from espalier.graph.integers import Traced
 from espalier.graph.labels import Labels
 
 Inside = list[tuple[Any, list[Any]]]  # containers, what is in them
@@ -17,20 +19,27 @@ Inside = list[tuple[Any, list[Any]]]  # containers, what is in them
 
 class Held:
     """What modules, or other objects with attributes, hold at one time: their attributes, and what is in those that are
-    containers."""
+    containers, or ``objects``."""
 
-    def __init__(self, modules: Iterable[Any]) -> None:
+    def __init__(self, modules: Iterable[Any], *, objects: bool = True) -> None:
         self._held: dict[int, tuple[Any, Inside]] = {}  # by id
         self._empty: list[Any] = []  # of torch's own: most are
+        self._objects: set[int] = set()  # ids of the attributes of objects that are kept
         for module in modules:
             attributes = module.__dict__
             inside: Inside = [(attributes, list(attributes.values()))]
             for name, value in attributes.items():
-                if type(value) in CONTAINERS:
+                kind = type(value)
+                if kind in UNCHANGEABLE:
+                    continue
+                if kind in CONTAINERS:
                     if not value and name in TORCHS:
                         self._empty.append(value)
                     else:
                         inside.append((value, _inside(value)))
+                elif objects and type(getattr(value, "__dict__", None)) is dict and not isinstance(value, OTHERS):
+                    inside.append((value.__dict__, _inside(value.__dict__)))
+                    self._objects.add(id(value.__dict__))
             self._held[id(module)] = module, inside
 
     def modules(self) -> list[Any]:
@@ -72,6 +81,8 @@ class Held:
             for container, values in inside:
                 if _same(_inside(container), values):
                     continue
+                if id(container) in self._objects:
+                    return None
                 if container is module.__dict__:
                     others = _others(labels, container, values)
                     if others is None:
@@ -84,6 +95,7 @@ class Held:
         return found
 
 
+OTHERS = (nn.Module, Tensor, Traced, types.ModuleType)  # looked at elsewhere, or by their identity
 ROWS = frozenset({list, set, deque})
 CONTAINERS = ROWS | {dict, OrderedDict, NoHooks}
 TORCHS = frozenset(nn.Module().__dict__)

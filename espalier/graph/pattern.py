@@ -79,7 +79,7 @@ class Before:
         self.labels, self.block = labels, block
         self.lengths = [len(each) for each in (*_lists(labels), *_tables(labels))]
         self.faults, self.serial, self.multiplied = len(labels.faults), labels.serial, set(labels.multiplied)
-        self.homes = Held(homes)
+        self.homes = Held(homes, objects=False)  # these are among them
         self.atoms = labels.axes.mark()
         self.told = [self._told(tensor) for tensor in block.given]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections import deque
 from typing import Any
 
 import pytest
@@ -249,6 +250,54 @@ class Toggling(Between):
             return self.branch(h)
         finally:
             self.branch.adds = False
+
+
+class Configured(Between):
+    """The flag is in an object that the module keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = Branch()
+        self.branch.config = types.SimpleNamespace(adds=False)
+        self.branch.forward = types.MethodType(Configured.branched, self.branch)  # type: ignore[method-assign]
+
+    @staticmethod
+    def branched(branch: Any, x: Tensor) -> Tensor:
+        return branch.layer(x) + x if branch.config.adds else branch.layer(x)
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        self.branch.config.adds = self.training
+        try:
+            return self.branch(h)
+        finally:
+            self.branch.config.adds = False
+
+
+def test_a_flag_of_an_object_may_be_set_for_the_time_of_a_call():
+    groups = groups_of(Configured())
+    assert any({("first.weight", 0), ("branch.layer.weight", 0)} <= group for group in groups)
+    cut_and_train(Configured())
+
+
+class Recalling(Between):
+    """Uses what an earlier run has left in an object."""
+
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def between(self, h: Tensor, x: Tensor) -> Tensor:
+        last = self.kept.pop() if isinstance(self.kept, deque) and self.kept else getattr(self.kept, "x", None)
+        if isinstance(self.kept, deque):
+            self.kept.append(self.side(x))
+        else:
+            self.kept.x = self.side(x)
+        return h if last is None else h + last
+
+
+@pytest.mark.parametrize("make", [deque, types.SimpleNamespace])
+def test_what_a_run_leaves_for_the_next_is_seen(make: type):
+    assert not any(("first.weight", 0) in group for group in groups_of(Recalling(make())))  # the sum is frozen
 
 
 @pytest.mark.parametrize("when", [True, False])
