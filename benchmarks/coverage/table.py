@@ -120,8 +120,8 @@ def totals(entries: list[Entry], ours: dict[str, Row], theirs: dict[str, Row], s
 
 
 def speeds(rows: list[Row]) -> Row:
-    """A trace beside a forward pass and Torch-Pruning's graph, where that can be built."""
-    both = [row for row in rows if "over_graph" in row]
+    """A trace beside a forward pass and Torch-Pruning's graph, where that can be built, and where its groups can be listed."""
+    both, listed = ([row for row in rows if base in row] for base in ("over_graph", "over_groups"))
     variants = ("trace", "trace and trial cut")
     return {
         "trace_over_forward_median": median(row["over_forward"]["trace"] for row in rows),
@@ -135,6 +135,14 @@ def speeds(rows: list[Row]) -> Row:
                 "of_all_together": sum(row["times"][name] for row in both) / sum(row["times"]["graph"] for row in both),
                 "not_slower": sum(row["over_graph"][name] <= 1 for row in both),
                 "of": len(both),
+            }
+            for name in variants
+        },
+        "over_torch_pruning_graph_with_groups": {
+            name: {
+                "median": median(row["over_groups"][name] for row in listed),
+                "not_slower": sum(row["over_groups"][name] <= 1 for row in listed),
+                "of": len(listed),
             }
             for name in variants
         },
